@@ -1,0 +1,163 @@
+package topology
+
+import (
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Stage names one of the six services, in the order in which data passes them.
+type Stage string
+
+// The stages.
+const (
+	Ingest  Stage = "ingest"
+	Fetch   Stage = "fetch"
+	Parse   Stage = "parse"
+	Dedupe  Stage = "dedupe"
+	Route   Stage = "route"
+	Deliver Stage = "deliver"
+)
+
+// Stages lists them in the order of the flow.
+var Stages = []Stage{Ingest, Fetch, Parse, Dedupe, Route, Deliver}
+
+// Streams of the bus. Each is a log that is trimmed by the keeper, not a queue.
+const (
+	Notices    = "NOTICES"
+	Records    = "RECORDS"
+	Parsed     = "PARSED"
+	Unique     = "UNIQUE"
+	Events     = "EVENTS"
+	Seen       = "SEEN"
+	Quarantine = "QUARANTINE"
+	Ledger     = "LEDGER"
+)
+
+// Stream is one row of the flow: a log, who writes it, who reads it, and how
+// long it is kept.
+type Stream struct {
+	Name     string
+	Subjects string
+	// From and To are the stages that write and read it.
+	From, To []Stage
+	// Share of the disk budget, in per mille; all together make 1000.
+	Share int64
+	// Keep is the age up to which history stays, when the disk allows.
+	Keep time.Duration
+	// History bounds the history in bytes where nobody looks at it again; 0 does
+	// not. The server keeps what was written in memory for ten seconds, unless it
+	// is gone by then.
+	History int64
+	// Hold says what the keeper must not trim: what consumers have not
+	// acknowledged, what a dedupe lane needs to start again, or nothing.
+	Hold Hold
+}
+
+// Hold is what protects messages from the keeper.
+type Hold uint8
+
+// The holds.
+const (
+	// HoldNothing: trimmed by age and bytes alone.
+	HoldNothing Hold = iota
+	// HoldAcks: never past the ack floor of a durable consumer.
+	HoldAcks
+	// HoldLanes: never past what the dedupe lanes have committed and snapshotted,
+	// nor past an ack floor.
+	HoldLanes
+	// HoldAll: never by bytes: a full stream refuses instead.
+	HoldAll
+)
+
+const day = 24 * time.Hour
+
+// Flow is the whole pipeline. Subjects come from the functions below.
+var Flow = []Stream{
+	{Notices, "penstock.notice.>", []Stage{Ingest}, []Stage{Fetch}, 10, time.Hour, 0, HoldAcks},
+	{Records, "penstock.record.>", []Stage{Ingest, Fetch}, []Stage{Parse}, 170, time.Hour, 0, HoldAcks},
+	{Parsed, "penstock.parsed.>", []Stage{Parse}, []Stage{Dedupe}, 130, 15 * time.Minute, 32 << 20, HoldLanes},
+	{Unique, "penstock.unique.>", []Stage{Dedupe}, []Stage{Route}, 130, 15 * time.Minute, 32 << 20, HoldLanes},
+	{Events, "penstock.event.>", []Stage{Route}, []Stage{Deliver}, 460, 3 * day, 0, HoldAcks},
+	{Seen, "penstock.seen.>", []Stage{Dedupe}, []Stage{Dedupe}, 40, day, 0, HoldNothing},
+	{Quarantine, "penstock.quarantine.>", Stages, nil, 40, 14 * day, 0, HoldAll},
+	{Ledger, "penstock.ledger.>", Stages, nil, 20, 7 * day, 0, HoldNothing},
+}
+
+// Consumer is one durable reader of a stream.
+type Consumer struct {
+	Stage   Stage
+	Stream  string
+	Durable string
+	// Filters are subjects; none means all of the stream.
+	Filters []string
+	// FromNow starts at what is stored from now on, else at the first message kept.
+	FromNow bool
+	// Window bounds the messages in hand in one process, WindowBytes their bytes.
+	Window      int
+	WindowBytes int64
+}
+
+// The consumers of the stages. Dedupe has none: it reads its lanes by position.
+var (
+	FetchConsumer = Consumer{Stage: Fetch, Stream: Notices, Durable: "fetch", Window: 48, WindowBytes: 1 << 20}
+	ParseConsumer = Consumer{Stage: Parse, Stream: Records, Durable: "parse", Window: 256, WindowBytes: 6 << 20}
+	RouteConsumer = Consumer{Stage: Route, Stream: Unique, Durable: "route", Window: 16, WindowBytes: 16 << 20}
+)
+
+// DeliverConsumer is the reader of a destination. types are event types with
+// NATS wildcards; none means all.
+func DeliverConsumer(destination string, types []string, fromNow bool) Consumer {
+	c := Consumer{Stage: Deliver, Stream: Events, Durable: "deliver-" + token(destination), FromNow: fromNow, Window: 16, WindowBytes: 16 << 20}
+	for _, t := range types {
+		c.Filters = append(c.Filters, "penstock.event."+t)
+	}
+	return c
+}
+
+// NoticeSubject is where ingest announces an object of source.
+func NoticeSubject(source string) string { return "penstock.notice." + token(source) }
+
+// RecordSubject is where raw records of source go.
+func RecordSubject(source string) string { return "penstock.record." + token(source) }
+
+// ParsedSubject is where parse puts events of a dedupe lane.
+func ParsedSubject(lane uint32) string { return "penstock.parsed." + strconv.Itoa(int(lane)) }
+
+// UniqueSubject is where dedupe puts the same frames, duplicates marked.
+func UniqueSubject(lane uint32) string { return "penstock.unique." + strconv.Itoa(int(lane)) }
+
+// SeenSubject is where dedupe keeps the ids of a lane.
+func SeenSubject(lane uint32) string { return "penstock.seen." + strconv.Itoa(int(lane)) }
+
+// EventSubject is the event log's subject of an event type, whose dots stay.
+func EventSubject(eventType string) string {
+	parts := strings.Split(eventType, ".")
+	for i, p := range parts {
+		parts[i] = token(p)
+	}
+	return "penstock.event." + strings.Join(parts, ".")
+}
+
+// QuarantineSubject is where a stage puts what it refuses from source.
+func QuarantineSubject(stage Stage, source string) string {
+	return "penstock.quarantine." + string(stage) + "." + token(source)
+}
+
+// LedgerSubject is where a stage puts its counts.
+func LedgerSubject(stage Stage) string { return "penstock.ledger." + string(stage) }
+
+// token makes s one legal subject token: what is not a letter, digit, '-' or '_'
+// becomes '_', and an empty one "unknown".
+func token(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
+			return r
+		}
+		return '_'
+	}, s)
+}

@@ -1,0 +1,434 @@
+package topology
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/messages/fault"
+)
+
+var (
+	errLane = fault.Define("bus.lane_failed", fault.Retry,
+		"check the streams PARSED, UNIQUE and SEEN: penstock topology show")
+	errHandedOver = errors.New("the lane is handed over")
+
+	lanesOwned = promauto.NewGauge(prometheus.GaugeOpts{
+		Name: "penstock_dedupe_lanes_owned", Help: "Dedupe lanes that this process owns.",
+	})
+	laneSnapshots = promauto.NewCounter(prometheus.CounterOpts{
+		Name: "penstock_dedupe_snapshots_total", Help: "Snapshots of lanes written.",
+	})
+)
+
+// headerInput is the position in PARSED up to which the lane is done once the
+// message that carries it is stored.
+const headerInput = "Penstock-Input"
+
+// Ids that are not in a snapshot yet are bounded, since a takeover reads their
+// frames again.
+const (
+	snapshotIDs   = 64 << 10
+	snapshotEvery = 30 * time.Second
+	idBytes       = 16
+)
+
+// Lane is a dedupe lane that this process owns: an ordered log of frames in, one
+// frame out for each, and one position that moves with the output.
+//
+// Output, position and new ids are one publish under the condition that no other
+// owner has published since. So a crash at any point repeats or loses nothing.
+type Lane struct {
+	bus    *Bus
+	number uint32
+	lease  *lease
+	// input is the sequence in PARSED of the last frame done, output that of the
+	// lane's last message in UNIQUE.
+	input, output uint64
+	fresh         []byte
+	saved         time.Time
+	advanced      time.Time
+	hurry         atomic.Bool
+}
+
+// LaneWork is what the dedupe stage does for one lane. Its methods are not
+// called concurrently.
+type LaneWork interface {
+	// Restore takes ids that were seen at a time: all of the window, oldest first,
+	// before the first frame. The same id may come again.
+	Restore(ids []byte, at time.Time)
+	// Frame marks the duplicates of a frame and commits it. commit stores the
+	// output and returns once that is durable; fresh are the ids, 16 bytes each,
+	// that it saw first. It is called once, last, and its error is returned.
+	Frame(ctx context.Context, in In[messages.View], commit func(ctx context.Context, output, fresh []byte) error) error
+	// Close ends the work, when the lane is lost or handed over.
+	Close()
+}
+
+// Lanes runs work for the lanes that fall to this process until ctx ends. Lanes
+// are shared evenly over all processes that call it.
+func (b *Bus) Lanes(ctx context.Context, window time.Duration, open func(lane uint32) LaneWork) error {
+	lanes, err := b.LaneCount(ctx)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	owned := map[*Lane]struct{}{}
+	full, err := b.nc.Subscribe(fullSubject+"*", func(*nats.Msg) {
+		mu.Lock()
+		defer mu.Unlock()
+		for l := range owned {
+			l.hurry.Store(true)
+		}
+	})
+	if err != nil {
+		return errLane.New(err, "listen for full streams")
+	}
+	defer func() { _ = full.Unsubscribe() }()
+	group := &leases{bus: b, group: "lane", me: b.options.Name, run: func(ctx context.Context, le *lease) error {
+		n, err := strconv.ParseUint(le.name, 10, 32)
+		if err != nil {
+			return errLane.New(err, "read the number of lane %q", le.name)
+		}
+		l := &Lane{bus: b, number: uint32(n), lease: le, saved: time.Now()}
+		work := open(l.number)
+		defer work.Close()
+		if err := l.restore(ctx, window, work); err != nil {
+			return err
+		}
+		mu.Lock()
+		owned[l] = struct{}{}
+		mu.Unlock()
+		lanesOwned.Inc()
+		b.log.Info("lane taken", "lane", l.number, "input", l.input, "output", l.output)
+		defer func() {
+			lanesOwned.Dec()
+			mu.Lock()
+			delete(owned, l)
+			mu.Unlock()
+			b.log.Info("lane left", "lane", l.number, "input", l.input, "output", l.output)
+		}()
+		return l.run(ctx, work)
+	}}
+	for i := range lanes {
+		group.names = append(group.names, strconv.FormatUint(uint64(i), 10))
+	}
+	return group.keep(ctx)
+}
+
+// LaneCount reads the number of lanes from the streams. It waits for them.
+func (b *Bus) LaneCount(ctx context.Context) (uint32, error) {
+	for {
+		s, err := b.js.Stream(ctx, Parsed)
+		if err == nil {
+			n, err := strconv.ParseUint(s.CachedInfo().Config.Metadata[metaLanes], 10, 32)
+			if err != nil || n == 0 {
+				return 0, errNoTopology.New(err, "read the number of lanes of stream %s", Parsed)
+			}
+			return uint32(n), nil
+		}
+		b.log.Warn("streams are not there yet, trying on", "err", err)
+		select {
+		case <-ctx.Done():
+			return 0, errNoTopology.New(err, "look up stream %s", Parsed)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// restore finds the lane's position and loads the ids of the window: the blocks
+// of SEEN, and the frames of UNIQUE that no block covers yet.
+func (l *Lane) restore(ctx context.Context, window time.Duration, work LaneWork) error {
+	l.lease.mu.Lock()
+	covered := l.lease.value
+	l.lease.mu.Unlock()
+	l.input = covered.Input
+	last, err := l.bus.last(ctx, UniqueSubject(l.number))
+	if err != nil {
+		return err
+	}
+	if last != nil {
+		l.output = last.Sequence
+		if l.input, err = inputOf(last.Header); err != nil {
+			return errLane.New(err, "read the position of lane %d", l.number)
+		}
+	}
+	if err := l.bus.Read(ctx, Span{Subject: SeenSubject(l.number), From: time.Now().Add(-window)}, func(m Stored) error {
+		work.Restore(m.Data, m.Time)
+		return nil
+	}); err != nil {
+		return err
+	}
+	var ids []byte
+	return l.bus.Read(ctx, Span{Subject: UniqueSubject(l.number), FromSequence: covered.Output + 1}, func(m Stored) error {
+		v, err := messages.DecodeFrame(m.Data)
+		if err != nil {
+			return errLane.New(err, "read frame %d of %s", m.Sequence, Unique)
+		}
+		ids = ids[:0]
+		for i := range v.Len() {
+			if v.Fate(i) != messages.Duplicate {
+				id := v.ID(i)
+				ids = append(ids, id[:]...)
+			}
+		}
+		work.Restore(ids, m.Time)
+		// They are in no block yet: the next snapshot has to hold them.
+		l.fresh = append(l.fresh, ids...)
+		return nil
+	})
+}
+
+func inputOf(h nats.Header) (uint64, error) { return strconv.ParseUint(h.Get(headerInput), 10, 64) }
+
+// run hands the lane's frames to work, in order, until ctx ends or the lane is
+// lost, and leaves a snapshot.
+func (l *Lane) run(ctx context.Context, work LaneWork) error {
+	sub := newLaneSubscriber(l)
+	err := l.bus.route(ctx, "dedupe-"+strconv.Itoa(int(l.number)), sub, func(msg *message.Message) error {
+		if err := l.frame(msg, work); err != nil {
+			sub.abandon(err)
+			msg.Nack()
+		}
+		return nil
+	})
+	if sub.err != nil && err == nil {
+		err = sub.err
+	}
+	if errors.Is(err, errFenced) {
+		return err
+	}
+	save, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	return errors.Join(err, l.snapshot(save))
+}
+
+// frame takes one message through decode, trace, mark and commit.
+func (l *Lane) frame(msg *message.Message, work LaneWork) error {
+	ctx := msg.Context()
+	m, ok := ctx.Value(deliveryKey{}).(*Stored)
+	if !ok {
+		return errLane.New(nil, "handle a message that does not come from lane %d", l.number)
+	}
+	in := In[messages.View]{Data: m.Data, Subject: m.Subject, Sequence: m.Sequence, Attempt: 1, Stored: m.Time, Span: trace.SpanContextFromContext(ctx)}
+	ctx, span := tracer.Start(ctx, string(Dedupe), trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
+		attribute.String("messaging.system", "nats"),
+		attribute.String("messaging.destination.name", m.Subject),
+		attribute.Int64("penstock.sequence", int64(m.Sequence)),
+		attribute.Int("penstock.lane", int(l.number)),
+	))
+	defer span.End()
+	lagSeconds.WithLabelValues("dedupe").Set(time.Since(in.Stored).Seconds())
+	var err error
+	if in.Value, err = messages.DecodeFrame(m.Data); err != nil {
+		return l.refuse(ctx, &in, err)
+	}
+	return work.Frame(ctx, in, func(ctx context.Context, output, fresh []byte) error {
+		return l.commit(ctx, output, fresh, m.Sequence)
+	})
+}
+
+// refuse quarantines a frame that cannot be read and goes on behind it.
+func (l *Lane) refuse(ctx context.Context, in *In[messages.View], cause error) error {
+	out := &outbox{bus: l.bus, stage: Dedupe}
+	q := &messages.Quarantine{
+		Code: fault.CodeOf(cause), Reason: cause.Error(), Payload: in.Data, Subject: in.Subject,
+		Holds: messages.Quarantine_HOLDS_FRAME, Offset: -1, Length: -1, Attempts: 1,
+	}
+	if err := out.Quarantine(ctx, q); err != nil {
+		return err
+	}
+	return l.commit(ctx, emptyFrame(), nil, in.Sequence)
+}
+
+// emptyFrame is a frame without events: it only carries a position.
+func emptyFrame() []byte { return messages.NewBuilder(messages.Header{}).Encode(nil) }
+
+func (l *Lane) commit(ctx context.Context, output, fresh []byte, input uint64) error {
+	msg := toNATS(ctx, Message{Subject: UniqueSubject(l.number), ID: fmt.Sprintf("d%d/%d", l.number, input), Data: output})
+	msg.Header.Set(headerInput, strconv.FormatUint(input, 10))
+	seq, err := l.bus.storeAfter(ctx, msg, l.output)
+	if err != nil {
+		return err
+	}
+	l.output, l.input = seq, input
+	l.fresh = append(l.fresh, fresh...)
+	return nil
+}
+
+// due says whether it is time for a snapshot.
+func (l *Lane) due() bool {
+	age := time.Since(l.saved)
+	return len(l.fresh) >= snapshotIDs*idBytes || age > snapshotEvery || l.hurry.Load() && age > 200*time.Millisecond
+}
+
+// snapshot stores the fresh ids in SEEN and then moves the positions behind which
+// the keeper may trim.
+func (l *Lane) snapshot(ctx context.Context) error {
+	for start := 0; start < len(l.fresh); start += snapshotIDs * idBytes {
+		block := l.fresh[start:min(start+snapshotIDs*idBytes, len(l.fresh))]
+		id := fmt.Sprintf("s%d/%d/%d", l.number, l.output, start)
+		if _, err := l.bus.store(ctx, toNATS(ctx, Message{Subject: SeenSubject(l.number), ID: id, Data: append([]byte(nil), block...)})); err != nil {
+			return err
+		}
+	}
+	l.lease.mu.Lock()
+	same := l.lease.value.Input == l.input && l.lease.value.Output == l.output
+	l.lease.mu.Unlock()
+	if !same {
+		if err := l.lease.update(ctx, func(v *leaseValue) { v.Input, v.Output = l.input, l.output }); err != nil {
+			return err
+		}
+		laneSnapshots.Inc()
+	}
+	if cap(l.fresh) > 2*snapshotIDs*idBytes {
+		l.fresh = nil
+	}
+	l.fresh, l.saved = l.fresh[:0], time.Now()
+	l.hurry.Store(false)
+	return nil
+}
+
+// advance moves the position of a lane that has nothing to do, so that it does
+// not hold the keeper back: it stores an empty frame that carries the position.
+func (l *Lane) advance(ctx context.Context) error {
+	hurry := l.hurry.Load()
+	if time.Since(l.advanced) < 5*time.Second && !hurry {
+		return nil
+	}
+	l.advanced = time.Now()
+	parsed, err := l.bus.lastSequence(ctx, Parsed)
+	if err != nil {
+		return err
+	}
+	unique, err := l.bus.lastSequence(ctx, Unique)
+	if err != nil {
+		return err
+	}
+	const slack = 256
+	if parsed <= l.input || !hurry && parsed-l.input < slack && unique-l.output < slack {
+		return nil
+	}
+	// Asked after the stream's last sequence: what it does not show is done.
+	last, err := l.bus.last(ctx, ParsedSubject(l.number))
+	if err != nil {
+		return err
+	}
+	if last != nil && last.Sequence > l.input {
+		return nil // there is work after all
+	}
+	return l.commit(ctx, emptyFrame(), nil, parsed)
+}
+
+func (b *Bus) lastSequence(ctx context.Context, stream string) (uint64, error) {
+	s, err := b.js.Stream(ctx, stream)
+	if err != nil {
+		return 0, errConnect.New(err, "look up stream %s", stream)
+	}
+	return s.CachedInfo().State.LastSeq, nil
+}
+
+// laneSubscriber is the Watermill subscriber of a lane: strictly one message
+// after the other, from the lane's position on. Between messages it saves and
+// advances the lane.
+type laneSubscriber struct {
+	lane *Lane
+	// open ends when the subscriber is closed, work when it has to give up.
+	open    context.Context
+	close   context.CancelFunc
+	work    context.Context
+	abandon context.CancelCauseFunc
+	ended   sync.WaitGroup
+	err     error
+}
+
+func newLaneSubscriber(l *Lane) *laneSubscriber {
+	s := &laneSubscriber{lane: l}
+	s.open, s.close = context.WithCancel(context.Background())
+	s.work, s.abandon = context.WithCancelCause(context.Background())
+	return s
+}
+
+// Subscribe implements message.Subscriber.
+func (s *laneSubscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.open, cancel)
+	out := make(chan *message.Message)
+	s.ended.Go(func() {
+		defer cancel()
+		defer stop()
+		defer close(out)
+		if err := s.read(ctx, out); err != nil && ctx.Err() == nil {
+			s.err = err
+		}
+	})
+	return out, nil
+}
+
+// Close implements message.Subscriber.
+func (s *laneSubscriber) Close() error {
+	s.close()
+	return nil
+}
+
+func (s *laneSubscriber) settle() { s.ended.Wait() }
+func (s *laneSubscriber) giveUp() { s.abandon(errHandedOver) }
+
+func (s *laneSubscriber) read(ctx context.Context, out chan<- *message.Message) error {
+	l := s.lane
+	frames := &orderedReader{bus: l.bus, subject: ParsedSubject(l.number), next: l.input + 1}
+	defer frames.Close()
+	for {
+		if l.due() {
+			if err := l.snapshot(s.work); err != nil {
+				return err
+			}
+		}
+		msg, meta, err := frames.Next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, errIdle):
+			if err := l.advance(s.work); err != nil {
+				return err
+			}
+			// What an idle lane was moved past need not be asked for again.
+			frames.next = max(frames.next, l.input+1)
+			continue
+		case err != nil:
+			l.bus.log.Warn("lane cannot be read, trying on", "lane", l.number, "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(500 * time.Millisecond):
+			}
+			continue
+		}
+		if meta.seq <= l.input {
+			continue
+		}
+		stored := storedOf(msg, meta)
+		wm := message.NewMessageWithContext(extractTrace(context.WithValue(s.work, deliveryKey{}, &stored), msg.Header), msg.Header.Get(headerUUID), stored.Data)
+		select {
+		case out <- wm:
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-wm.Acked():
+		case <-wm.Nacked():
+			return context.Cause(s.work)
+		}
+	}
+}

@@ -1,0 +1,173 @@
+package topology
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/penstock/penstock/messages"
+)
+
+// mapWork is dedupe with a map, for one lane.
+type mapWork struct {
+	mu   sync.Mutex
+	seen map[messages.ID]bool
+}
+
+func (w *mapWork) Restore(ids []byte, _ time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ; len(ids) > 0; ids = ids[16:] {
+		w.seen[messages.ID(ids)] = true
+	}
+}
+
+func (w *mapWork) Frame(ctx context.Context, in In[messages.View], commit func(context.Context, []byte, []byte) error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var fresh []byte
+	for i := range in.Value.Len() {
+		id := in.Value.ID(i)
+		if w.seen[id] {
+			in.Value.SetFate(i, messages.Duplicate)
+			continue
+		}
+		fresh = append(fresh, id[:]...)
+	}
+	if err := commit(ctx, in.Value.Encoded(), fresh); err != nil {
+		return err
+	}
+	for ; len(fresh) > 0; fresh = fresh[16:] {
+		w.seen[messages.ID(fresh)] = true
+	}
+	return nil
+}
+
+func (w *mapWork) Close() {}
+
+func openMap(uint32) LaneWork { return &mapWork{seen: map[messages.ID]bool{}} }
+
+// uniques reads UNIQUE and returns how often each id is live in it, and how many
+// events it holds at all.
+func uniques(t testing.TB, b *Bus) (live map[messages.ID]int, all int) {
+	t.Helper()
+	live = map[messages.ID]int{}
+	if err := b.Read(t.Context(), Span{Subject: "penstock.unique.>"}, func(m Stored) error {
+		v, err := messages.DecodeFrame(m.Data)
+		if err != nil {
+			return err
+		}
+		for i := range v.Len() {
+			all++
+			if v.Fate(i) == messages.Live {
+				live[v.ID(i)]++
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return live, all
+}
+
+func publish(t testing.TB, b *Bus, ms ...Message) {
+	t.Helper()
+	out := b.NewOutbox(Parse)
+	for _, m := range ms {
+		if err := out.Publish(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := out.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Every event is live once, across restarts and hand-overs of the lanes; the
+// window comes back from SEEN and the tail of UNIQUE.
+func TestLanesPassEachEventOnceAcrossRestarts(t *testing.T) {
+	b := testBus(t, Limits{Lanes: 2})
+	const frames, each = 20, 50
+	for round := range 3 {
+		stop := run(t, func(ctx context.Context) error { return b.Lanes(ctx, time.Hour, openMap) })
+		for f := range frames {
+			lane := uint32(f % 2)
+			publish(t, b, Message{Subject: ParsedSubject(lane), ID: fmt.Sprintf("r%d-%d", round, f), Data: testFrame(t, lane, fmt.Sprint("frame", f), each)})
+		}
+		await(t, "all frames marked", func() bool { _, all := uniques(t, b); return all == (round+1)*frames*each })
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	live, _ := uniques(t, b)
+	if len(live) != frames*each {
+		t.Errorf("%d ids are live, want %d", len(live), frames*each)
+	}
+	for id, n := range live {
+		if n != 1 {
+			t.Errorf("event %s is live %d times", id, n)
+		}
+	}
+}
+
+// A process that lost its lane without knowing is refused at its next publish.
+func TestStaleLaneOwnerIsFenced(t *testing.T) {
+	b := testBus(t, Limits{Lanes: 1})
+	stale := &Lane{bus: b}
+	if err := stale.commit(t.Context(), emptyFrame(), nil, 1); err != nil {
+		t.Fatal(err)
+	}
+	current := &Lane{bus: b, output: stale.output, input: stale.input}
+	if err := current.commit(t.Context(), emptyFrame(), nil, 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := stale.commit(t.Context(), emptyFrame(), nil, 3); err == nil {
+		t.Fatal("a stale owner could publish")
+	}
+	// Its own last publish again, as after a lost answer, is no offence.
+	again := &Lane{bus: b, output: stale.output, input: 1}
+	if err := again.commit(t.Context(), emptyFrame(), nil, 2); err != nil {
+		t.Fatalf("repeat of a publish that was stored: %v", err)
+	}
+	if again.output != current.output {
+		t.Fatalf("repeat has sequence %d, want %d", again.output, current.output)
+	}
+}
+
+// Lanes spread over members, and move when one goes.
+func TestLanesMoveWhenAMemberGoes(t *testing.T) {
+	e := testServer(t, t.TempDir(), 256<<20)
+	a := testConnect(t, e, Options{Name: "a"})
+	if _, err := a.Apply(t.Context(), Limits{Disk: 256 << 20, Lanes: 8}); err != nil {
+		t.Fatal(err)
+	}
+	c := testConnect(t, e, Options{Name: "c"})
+	var mu sync.Mutex
+	owners := map[string]map[uint32]bool{"a": {}, "c": {}}
+	open := func(name string) func(uint32) LaneWork {
+		return func(n uint32) LaneWork {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, lanes := range owners {
+				delete(lanes, n)
+			}
+			owners[name][n] = true
+			return openMap(n)
+		}
+	}
+	count := func(name string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(owners[name])
+	}
+	stopA := run(t, func(ctx context.Context) error { return a.Lanes(ctx, time.Hour, open("a")) })
+	await(t, "a owns all", func() bool { return count("a") == 8 })
+	run(t, func(ctx context.Context) error { return c.Lanes(ctx, time.Hour, open("c")) })
+	await(t, "c got its share", func() bool { return count("c") > 0 && count("a") > 0 && count("a")+count("c") == 8 })
+	if err := stopA(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "c owns all", func() bool { return count("c") == 8 })
+}

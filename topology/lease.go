@@ -1,0 +1,304 @@
+package topology
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"hash/fnv"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/messages/fault"
+)
+
+var errLease = fault.Define("bus.lease_failed", fault.Retry,
+	"check that the key-value bucket "+leaseBucket+" exists: penstock topology apply")
+
+// leaseBucket holds one key per leased thing and one per member of a group.
+const leaseBucket = "penstock_leases"
+
+// A lease is held as long as its key changes: everybody measures with his own
+// clock how long it has not, so that clocks may differ. Wrong owners are harmless
+// all the same, since dedupe fences every write; a lease saves work, not data.
+const (
+	leaseRenew  = 2 * time.Second
+	leaseExpiry = 3 * leaseRenew
+	leaseTick   = 500 * time.Millisecond
+)
+
+// leaseValue is what a key holds. Positions outlive their owner.
+type leaseValue struct {
+	Owner string `json:"owner"`
+	// Input and Output are the positions that a lane's snapshots cover.
+	Input  uint64 `json:"input,omitempty"`
+	Output uint64 `json:"output,omitempty"`
+	Beat   uint64 `json:"beat"`
+}
+
+// leases shares named things over the members of a group by rendezvous hashing:
+// each has one owner, the load is even, and few move when a member comes or goes.
+type leases struct {
+	bus   *Bus
+	group string
+	names []string
+	me    string
+	// run is called for each thing owned, with a context that ends when it is lost
+	// or has to be handed over. The lease is released when it returns.
+	run func(ctx context.Context, l *lease) error
+
+	kv   jetstream.KeyValue
+	mu   sync.Mutex
+	seen map[string]*sighting
+	held map[string]*lease
+	wg   sync.WaitGroup
+}
+
+// sighting is a key as the watcher saw it last, and when that was.
+type sighting struct {
+	value    leaseValue
+	revision uint64
+	at       time.Time
+}
+
+// lease is one thing owned.
+type lease struct {
+	parent   *leases
+	kv       jetstream.KeyValue
+	name     string
+	mu       sync.Mutex
+	value    leaseValue
+	revision uint64
+	end      context.CancelFunc
+}
+
+func (g *leases) key(name string) string { return g.group + "." + name }
+
+// keep owns what falls to this member until ctx ends, then hands all back.
+func (g *leases) keep(ctx context.Context) error {
+	g.seen, g.held = map[string]*sighting{}, map[string]*lease{}
+	for {
+		err := g.session(ctx)
+		if ctx.Err() != nil {
+			g.wg.Wait()
+			g.leave(ctx)
+			return nil //nolint:nilerr // asked to stop; the session says no more than that
+		}
+		g.bus.log.Warn("leases are not to be had, trying on", "group", g.group, "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// session watches the bucket and acts on what it sees until the watch breaks.
+func (g *leases) session(ctx context.Context) error {
+	var err error
+	if g.kv, err = g.bus.js.KeyValue(ctx, leaseBucket); err != nil {
+		return errLease.New(err, "open the bucket %s", leaseBucket)
+	}
+	watch, err := g.kv.Watch(ctx, g.group+".>")
+	if err != nil {
+		return errLease.New(err, "watch the leases of %s", g.group)
+	}
+	defer func() { _ = watch.Stop() }()
+	beat := uint64(0)
+	lastBeat := time.Time{}
+	tick := time.NewTicker(leaseTick)
+	defer tick.Stop()
+	known := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case entry, ok := <-watch.Updates():
+			switch {
+			case !ok:
+				return errLease.New(nil, "watch the leases of %s", g.group)
+			case entry == nil: // all that was there has been shown
+				known = true
+			default:
+				g.saw(entry)
+			}
+			if !known || entry != nil {
+				continue
+			}
+		case <-tick.C:
+			if !known {
+				continue
+			}
+		}
+		if time.Since(lastBeat) >= leaseRenew {
+			beat, lastBeat = beat+1, time.Now()
+			if err := g.beat(ctx, beat); err != nil {
+				return err
+			}
+			g.renew(ctx)
+		}
+		g.balance(ctx)
+	}
+}
+
+func (g *leases) saw(entry jetstream.KeyValueEntry) {
+	name := strings.TrimPrefix(entry.Key(), g.group+".")
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if entry.Operation() != jetstream.KeyValuePut {
+		delete(g.seen, name)
+		return
+	}
+	s := &sighting{revision: entry.Revision(), at: time.Now()}
+	if json.Unmarshal(entry.Value(), &s.value) == nil {
+		g.seen[name] = s
+	}
+}
+
+// beat shows that this member is alive.
+func (g *leases) beat(ctx context.Context, n uint64) error {
+	data, _ := json.Marshal(leaseValue{Owner: g.me, Beat: n}) // cannot fail
+	if _, err := g.kv.Put(ctx, g.key("member."+token(g.me)), data); err != nil {
+		return errLease.New(err, "show member %s of %s", g.me, g.group)
+	}
+	return nil
+}
+
+func (g *leases) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if g.kv != nil {
+		_ = g.kv.Delete(ctx, g.key("member."+token(g.me)))
+	}
+}
+
+func (g *leases) renew(ctx context.Context) {
+	g.mu.Lock()
+	held := make([]*lease, 0, len(g.held))
+	for _, l := range g.held {
+		held = append(held, l)
+	}
+	g.mu.Unlock()
+	for _, l := range held {
+		if err := l.update(ctx, func(v *leaseValue) { v.Beat++ }); errors.Is(err, errFenced) {
+			g.bus.log.Warn("lease was taken over", "group", g.group, "name", l.name)
+			l.end()
+		}
+	}
+}
+
+// update changes the value of a held lease; errFenced means somebody else did.
+func (l *lease) update(ctx context.Context, change func(*leaseValue)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := l.value
+	change(&next)
+	data, _ := json.Marshal(next) // cannot fail
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	revision, err := l.kv.Update(ctx, l.parent.key(l.name), data, l.revision)
+	if err != nil {
+		if apiCode(err) == codeWrongLastSequence || errors.Is(err, jetstream.ErrKeyExists) {
+			// An answer that got lost leaves our own value with a newer revision.
+			if now, getErr := l.kv.Get(ctx, l.parent.key(l.name)); getErr == nil && string(now.Value()) == string(data) {
+				l.value, l.revision = next, now.Revision()
+				return nil
+			}
+			return errFenced.New(err, "renew the lease of %s", l.name)
+		}
+		return errLease.New(err, "renew the lease of %s", l.name)
+	}
+	l.value, l.revision = next, revision
+	return nil
+}
+
+// balance takes what falls to this member and is free, and hands over what
+// falls to another.
+func (g *leases) balance(ctx context.Context) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	members := []string{g.me}
+	for name, s := range g.seen {
+		if strings.HasPrefix(name, "member.") && s.value.Owner != g.me && time.Since(s.at) < leaseExpiry {
+			members = append(members, s.value.Owner)
+		}
+	}
+	sort.Strings(members)
+	for _, name := range g.names {
+		heir := rendezvous(name, members)
+		if l, mine := g.held[name]; mine {
+			if heir != g.me {
+				l.end()
+			}
+			continue
+		}
+		s := g.seen[name]
+		free := s == nil || s.value.Owner == "" || s.value.Owner == g.me || time.Since(s.at) > leaseExpiry
+		// What its heir has not taken for long is taken by whoever can.
+		if free && (heir == g.me || s != nil && time.Since(s.at) > 3*leaseExpiry) {
+			g.take(ctx, name, s)
+		}
+	}
+}
+
+func rendezvous(name string, members []string) string {
+	best, heir := uint64(0), ""
+	for _, m := range members {
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(name + "\x00" + m))
+		// FNV alone leaves its high bits alike for names that differ at the end.
+		x := h.Sum64()
+		x ^= x >> 33
+		x *= 0xff51afd7ed558ccd
+		x ^= x >> 33
+		if heir == "" || x > best {
+			best, heir = x, m
+		}
+	}
+	return heir
+}
+
+// take acquires a free lease and runs its work. g.mu is held.
+func (g *leases) take(ctx context.Context, name string, s *sighting) {
+	l := &lease{parent: g, kv: g.kv, name: name, value: leaseValue{Owner: g.me}}
+	if s != nil {
+		l.revision = s.revision
+		l.value = s.value
+		l.value.Owner = g.me
+	}
+	data, _ := json.Marshal(l.value) // cannot fail
+	call, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	var err error
+	if s == nil {
+		l.revision, err = g.kv.Create(call, g.key(name), data)
+	} else {
+		l.revision, err = g.kv.Update(call, g.key(name), data, l.revision)
+	}
+	if err != nil {
+		return // somebody was faster, or no connection: the next tick sees
+	}
+	run, end := context.WithCancel(ctx)
+	l.end = end
+	g.held[name] = l
+	g.wg.Go(func() {
+		defer end()
+		err := g.run(run, l)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, errFenced) {
+			g.bus.log.Error("leased work ended with an error", "group", g.group, "name", name, "err", err)
+			// Not at once again with what fails at once.
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+		release, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = l.update(release, func(v *leaseValue) { v.Owner = "" })
+		g.mu.Lock()
+		delete(g.held, name)
+		g.mu.Unlock()
+	})
+}
