@@ -1,0 +1,247 @@
+// Package ledger adds up the facts of all stages, so that it can be said of every
+// object and message that was announced what became of each of its records.
+//
+//	records cut = skipped + quarantined + unique + duplicates
+//	events logged = unique - dropped by rule
+//	events logged, of a destination's types = confirmed + filtered + quarantined there
+//
+// A fact may come several times and in any order, and counts once; penstock.proto
+// says by what. A record is at most one event.
+package ledger
+
+import (
+	"strings"
+	"sync"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/topology"
+)
+
+// Fold adds up facts. Its methods may be called concurrently.
+//
+// It keeps some hundred bytes for each pull, and a bit for each frame. While
+// a pull is under way, it keeps two bits for each of its records as well. Once the
+// pull has been routed to the last record, those shrink to runs.
+type Fold struct {
+	mu     sync.Mutex
+	pulls  map[messages.ID]*pull
+	order  []*pull // by first sight
+	routed map[uint32]*ordinals
+	dests  map[string]*destination
+	inDest []*destination // by first sight
+	types  map[string]int
+	inType []string
+	names  map[string]string
+	// facts by stage, and how many of them were of no kind that we know.
+	facts  map[string]uint64
+	unread uint64
+}
+
+// destination is one reader of the event log.
+type destination struct {
+	name  string
+	index int
+	known bool // it has said what it reads
+	types []string
+	first uint64
+	seen  ordinals // EVENTS sequences settled
+}
+
+// New returns an empty fold.
+func New() *Fold {
+	return &Fold{
+		pulls: map[messages.ID]*pull{}, routed: map[uint32]*ordinals{}, dests: map[string]*destination{},
+		types: map[string]int{}, names: map[string]string{}, facts: map[string]uint64{},
+	}
+}
+
+// Add adds the facts of a stage.
+func (f *Fold) Add(stage string, facts *messages.Facts) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.facts[f.name(stage)] += uint64(len(facts.GetFacts()))
+	for _, fact := range facts.GetFacts() {
+		switch kind := fact.GetKind().(type) {
+		case *messages.Fact_Announced:
+			f.announced(kind.Announced)
+		case *messages.Fact_Fetched:
+			f.fetched(kind.Fetched)
+		case *messages.Fact_Parsed:
+			p := f.pull(kind.Parsed.GetPull())
+			p.addParsed(kind.Parsed)
+			p.close()
+		case *messages.Fact_Routed:
+			f.addRouted(kind.Routed)
+		case *messages.Fact_Delivered:
+			f.addDelivered(kind.Delivered)
+		case *messages.Fact_Destination:
+			d := f.destination(kind.Destination.GetName())
+			d.known, d.types, d.first = true, kind.Destination.GetTypes(), kind.Destination.GetFirst()
+		default:
+			f.unread++
+		}
+	}
+}
+
+// pull returns the state of the pull with this id, new or not.
+func (f *Fold) pull(id []byte) *pull {
+	var key messages.ID
+	if len(id) == len(key) {
+		key = messages.ID(id)
+	} else {
+		key = messages.NewID(id)
+	}
+	p := f.pulls[key]
+	if p == nil {
+		p = &pull{key: key, open: &progress{}}
+		f.pulls[key] = p
+		f.order = append(f.order, p)
+	}
+	return p
+}
+
+func (f *Fold) destination(name string) *destination {
+	d := f.dests[name]
+	if d == nil {
+		d = &destination{name: name, index: len(f.inDest)}
+		f.dests[name] = d
+		f.inDest = append(f.inDest, d)
+	}
+	return d
+}
+
+// typeOf numbers the event types.
+func (f *Fold) typeOf(eventType string) int {
+	i, ok := f.types[eventType]
+	if !ok {
+		i = len(f.inType)
+		f.types[eventType] = i
+		f.inType = append(f.inType, eventType)
+	}
+	return i
+}
+
+// name keeps one copy of a text that comes with many facts.
+func (f *Fold) name(s string) string {
+	if known, ok := f.names[s]; ok {
+		return known
+	}
+	f.names[s] = s
+	return s
+}
+
+// asRank orders what an upstream message was announced as: where its redelivery
+// was judged otherwise, e.g. after a change of the allow-list, what led further
+// holds, in whatever order the facts come.
+var asRank = map[messages.Announced_As]int{
+	messages.Announced_AS_TEST: 1, messages.Announced_AS_IGNORED: 2, messages.Announced_AS_QUARANTINED: 3,
+	messages.Announced_AS_OBJECT: 4, messages.Announced_AS_EVENTS: 5,
+}
+
+func (f *Fold) announced(a *messages.Announced) {
+	p := f.pull(a.GetOrigin().GetPull())
+	if p.announced && asRank[a.GetAs()] <= asRank[p.as] {
+		return
+	}
+	p.announced, p.as, p.asCode = true, a.GetAs(), f.name(a.GetCode())
+	p.source, p.origin = f.name(a.GetOrigin().GetSource()), originName(a.GetOrigin())
+}
+
+// originName is what a person would call it.
+func originName(o *messages.Origin) string {
+	if o.GetBucket() == "" && o.GetKey() == "" {
+		return "message " + o.GetMessageId()
+	}
+	name := "s3://" + o.GetBucket() + "/" + o.GetKey()
+	if o.GetVersion() != "" {
+		name += "?versionId=" + o.GetVersion()
+	}
+	return name
+}
+
+// endRank: where a pull was read several times, the most complete reading holds.
+var endRank = map[messages.Fetched_End]int{
+	messages.Fetched_END_QUARANTINED: 1, messages.Fetched_END_TRUNCATED: 2, messages.Fetched_END_SKIPPED: 3, messages.Fetched_END_COMPLETE: 4,
+}
+
+func (f *Fold) fetched(n *messages.Fetched) {
+	p := f.pull(n.GetPull())
+	if p.fetched {
+		rank, before := endRank[n.GetEnd()], endRank[p.end]
+		if rank < before || rank == before && n.GetRecords() <= p.cut {
+			return
+		}
+	}
+	p.fetched, p.end, p.endCode = true, n.GetEnd(), f.name(n.GetCode())
+	p.frames, p.cut, p.bytes, p.rawBytes = n.GetFrames(), n.GetRecords(), n.GetBytes(), n.GetRawBytes()
+	p.refused = n.GetQuarantined()
+	if p.source == "" {
+		p.source = f.name(n.GetSource())
+	}
+	p.close()
+}
+
+func (f *Fold) addRouted(r *messages.Routed) {
+	seen := f.routed[r.GetLane()]
+	if seen == nil {
+		seen = &ordinals{}
+		f.routed[r.GetLane()] = seen
+	}
+	if !seen.add(r.GetSequence()) {
+		return
+	}
+	eventType := f.typeOf(r.GetEventType())
+	for _, rp := range r.GetPulls() {
+		p := f.pull(rp.GetPull())
+		p.addRouted(rp)
+		logged := int64(len(rp.GetUnique())) - int64(counts(rp.GetDropped()).sum())
+		for retyped, n := range rp.GetRetyped() {
+			p.log(f.typeOf(retyped), int64(n))
+			logged -= int64(n)
+		}
+		p.log(eventType, logged)
+		p.close()
+	}
+}
+
+func (f *Fold) addDelivered(n *messages.Delivered) {
+	d := f.destination(n.GetDestination())
+	if !d.seen.add(n.GetSequence()) {
+		return
+	}
+	for _, dp := range n.GetPulls() {
+		f.pull(dp.GetPull()).addDelivered(d.index, dp)
+	}
+}
+
+// reads tells whether the destination asked for events of a type, by the
+// wildcards of NATS: * for one token, > for one or more at the end.
+func (d *destination) reads(eventType string) bool {
+	if len(d.types) == 0 {
+		return true
+	}
+	subject := topology.EventSubject(eventType)
+	for _, t := range d.types {
+		if matches("penstock.event."+t, subject) {
+			return true
+		}
+	}
+	return false
+}
+
+func matches(pattern, subject string) bool {
+	for {
+		want, pattern2, more := strings.Cut(pattern, ".")
+		if want == ">" && !more {
+			return true
+		}
+		got, subject2, left := strings.Cut(subject, ".")
+		if want != "*" && want != got || more != left {
+			return false
+		}
+		if !more {
+			return true
+		}
+		pattern, subject = pattern2, subject2
+	}
+}
