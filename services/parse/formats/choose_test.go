@@ -1,0 +1,82 @@
+package formats
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/penstock/penstock/services/internal/framing"
+)
+
+// covers: F-9 (key, skip rules), F-6 (not mistaken for it), DEV-51
+func TestChoose(t *testing.T) {
+	const (
+		key     = "p/AWSLogs/123456789012/CloudTrail/us-east-1/2026/01/05/x.json.gz"
+		insight = "AWSLogs/123456789012/CloudTrail-Insight/us-east-1/2026/01/05/x.json.gz"
+		digest  = "AWSLogs/123456789012/CloudTrail-Digest/us-east-1/2026/01/05/x.json.gz"
+
+		trail   = `{"Records":[{"eventVersion":"1.11","userIdentity":{"type":"IAMUser"},"eventTime":"2026-01-05T07:44:54Z","eventSource":"s3.amazonaws.com","eventID":"x"}]}`
+		bare    = `{"eventVersion":"1.11","userIdentity":{"type":"IAMUser"},"eventTime":"2026-01-05T07:44:54Z","eventSource":"s3.amazonaws.com"}`
+		s3      = `{"Records":[{"eventVersion":"2.1","eventSource":"aws:s3","awsRegion":"us-east-1","eventTime":"2026-01-05T00:00:10.000Z","eventName":"ObjectCreated:Put","s3":{}}]}`
+		digests = `{"awsAccountId":"123456789012","digestStartTime":"2026-01-05T00:00:00Z","logFiles":[]}`
+		other   = `{"Records":[{"a":1}]}`
+	)
+	array := framing.Framing{Kind: framing.Array, Key: "Records"}
+	auto := framing.Framing{Kind: framing.Auto}
+	tests := []struct {
+		name, configured, key, head string
+		format                      string
+		framing                     framing.Framing
+		skip                        string
+	}{
+		{"configured wins over key and head", "json", key, trail, "json", auto, ""},
+		{"configured cloudtrail", "cloudtrail", "x", `{"a":1}`, "cloudtrail", array, ""},
+		{"configured cloudtrail, bare records", "cloudtrail", "", bare, "cloudtrail", auto, ""},
+		{"configured cloudtrail, digest", "cloudtrail", digest, digests, "cloudtrail", array, "parse.cloudtrail_digest"},
+		{"configured json reads digests", "json", digest, digests, "json", auto, ""},
+		{"unknown name", "nonsense", key, trail, "nonsense", framing.Framing{}, ""},
+		{"by key", "", key, "", "cloudtrail", array, ""},
+		{"auto by key", "auto", key, "", "cloudtrail", array, ""},
+		{"insight by key", "", insight, "", "cloudtrail", array, ""},
+		{"digest by key", "", digest, "", "cloudtrail", array, "parse.cloudtrail_digest"},
+		{"digest by head", "", "x.json.gz", digests, "cloudtrail", array, "parse.cloudtrail_digest"},
+		{"by head", "", "x.json.gz", trail, "cloudtrail", array, ""},
+		{"by head with space", "", "", " {\n \"Records\" : [ {\n \"eventVersion\" : \"1.0\", \"eventName\":\"x\" ,\"eventID\" : 1", "cloudtrail", array, ""},
+		{"by head, bare", "", "", bare, "cloudtrail", auto, ""},
+		{"by head, array", "", "", "[" + bare + "]", "cloudtrail", auto, ""},
+		{"by head with byte order mark", "", "", "\ufeff" + trail, "cloudtrail", array, ""},
+		{"by head that is cut", "", "", trail[:len(trail)-30], "cloudtrail", array, ""},
+		{"head cut in a long value", "", "", strings.Replace(trail, "IAMUser", strings.Repeat("x", 5000), 1)[:4096], "json", auto, ""},
+		{"notification of S3", "", "", s3, "json", auto, ""},
+		{"other records", "", "", other, "json", auto, ""},
+		{"text", "", "", "hello", "json", auto, ""},
+		{"nothing", "", "", "", "json", auto, ""},
+		{"broken", "", "", `{"Records":[{"eventVersion`, "json", auto, ""},
+		{"broken escape at the end", "", "", `{"a\`, "json", auto, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			format, f, skip := Choose(tt.configured, tt.key, []byte(tt.head))
+			if format != tt.format || f != tt.framing || skip != tt.skip {
+				t.Errorf("got %s, %+v, %q, want %s, %+v, %q", format, f, skip, tt.format, tt.framing, tt.skip)
+			}
+		})
+	}
+}
+
+// Whatever the first bytes are, the answer is a known format, and the same for
+// more of the same object once the format is known by its own.
+func FuzzChoose(f *testing.F) {
+	f.Add("", []byte(`{"Records":[{"eventVersion":"1.0","eventName":"x","eventID":"y"}]}`))
+	f.Add("AWSLogs/1/CloudTrail/r/x", []byte(`{"a":{"b":[1,"\"",{}]},"awsAccountId":1,"digestStartTime":2}`))
+	f.Add("", []byte("[{\"a\\"))
+	f.Fuzz(func(t *testing.T, key string, head []byte) {
+		format, framing, skip := Choose("", key, head)
+		if _, known := shapes[format]; !known || skip != "" && format != "cloudtrail" {
+			t.Fatalf("format %q, skip %q", format, skip)
+		}
+		again, framingAgain, skipAgain := Choose(format, key, head)
+		if again != format || framing != framingAgain || skip != skipAgain {
+			t.Fatalf("%s, %+v, %q by itself, but %s, %+v, %q when configured", format, framing, skip, again, framingAgain, skipAgain)
+		}
+	})
+}

@@ -1,0 +1,182 @@
+package parse
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/services/parse/formats"
+)
+
+// Which records are the same event.
+// covers: F-0 (dedupe id, rules 2 and 3), VOI-25, OPC-21
+func TestID(t *testing.T) {
+	object := func(change func(*messages.Origin)) *messages.Origin {
+		o := &messages.Origin{Pull: []byte("p"), Bucket: "b", Key: "k", Etag: "e1", Version: "v1"}
+		change(o)
+		return o
+	}
+	message := func(change func(*messages.Origin)) *messages.Origin {
+		o := &messages.Origin{Pull: []byte("p"), Queue: "q", MessageId: "m1", Created: int64(1000 * time.Hour)}
+		change(o)
+		return o
+	}
+	same := func(*messages.Origin) {}
+	const doc = `{"b":1,"a":[1, 2.50]}`
+	tests := []struct {
+		name    string
+		a, b    *messages.Origin
+		docB    string // "" for doc
+		record  uint64 // of b
+		window  time.Duration
+		equal   bool
+		pullToo bool
+	}{
+		{name: "announced again", a: object(same), b: object(func(o *messages.Origin) { o.Pull = []byte("p2") }), equal: true},
+		{name: "another ordinal", a: object(same), b: object(same), record: 1},
+		{name: "another key", a: object(same), b: object(func(o *messages.Origin) { o.Key = "k2" })},
+		{name: "another bucket", a: object(same), b: object(func(o *messages.Origin) { o.Bucket = "b2" })},
+		{name: "another version", a: object(same), b: object(func(o *messages.Origin) { o.Version = "v2" })},
+		{name: "same version, whatever the etag", a: object(same), b: object(func(o *messages.Origin) { o.Etag = "e2" }), equal: true},
+		{
+			name: "version null is overwritten", a: object(func(o *messages.Origin) { o.Version = "null" }),
+			b: object(func(o *messages.Origin) { o.Version, o.Etag = "null", "e2" }),
+		},
+		{
+			name: "no version: by etag", a: object(func(o *messages.Origin) { o.Version = "" }),
+			b: object(func(o *messages.Origin) { o.Version, o.Etag = "", "e2" }),
+		},
+		{
+			name: "neither: by content", a: object(func(o *messages.Origin) { o.Version, o.Etag = "", "" }),
+			b: object(func(o *messages.Origin) { o.Version, o.Etag = "", "" }), docB: `{"b":2}`,
+		},
+		{
+			name: "neither, same content", a: object(func(o *messages.Origin) { o.Version, o.Etag = "", "" }),
+			b: object(func(o *messages.Origin) { o.Version, o.Etag = "", "" }), equal: true,
+		},
+
+		{name: "message sent again", a: message(same), b: message(func(o *messages.Origin) { o.MessageId = "m2" }), window: time.Minute, equal: true},
+		{name: "keys in another order, other space", a: message(same), b: message(same), docB: `{ "a":[1,2.50],"b":1 }`, window: time.Minute, equal: true},
+		{name: "number written otherwise", a: message(same), b: message(same), docB: `{"b":1,"a":[1,2.5]}`, window: time.Minute},
+		{name: "array in another order", a: message(same), b: message(same), docB: `{"b":1,"a":[2.50,1]}`, window: time.Minute},
+		{name: "another queue", a: message(same), b: message(func(o *messages.Origin) { o.Queue = "q2" }), window: time.Minute},
+		{name: "equal events hours apart", a: message(same), b: message(func(o *messages.Origin) { o.Created += int64(time.Hour) }), window: time.Minute},
+		{name: "equal events soon after each other", a: message(same), b: message(func(o *messages.Origin) { o.Created += int64(time.Second) }), window: time.Minute, equal: true},
+		{name: "equal events in one message", a: message(same), b: message(same), record: 1, window: time.Minute},
+		{name: "no window: redelivered", a: message(same), b: message(func(o *messages.Origin) { o.Pull = []byte("p2") }), equal: true},
+		{name: "no window: sent again", a: message(same), b: message(func(o *messages.Origin) { o.MessageId = "m2" })},
+		{name: "no window: equal events in one message", a: message(same), b: message(same), record: 1},
+	}
+	for _, tt := range tests {
+		var a, b place
+		a.reset(tt.a, tt.window)
+		b.reset(tt.b, tt.window)
+		docB := tt.docB
+		if docB == "" {
+			docB = doc
+		}
+		if equal := a.id(0, []byte(doc)) == b.id(tt.record, []byte(docB)); equal != tt.equal {
+			t.Errorf("%s: equal ids %v, want %v", tt.name, equal, tt.equal)
+		}
+	}
+}
+
+// Stored ids depend on the construction: it is forever.
+func TestIDIsStable(t *testing.T) {
+	var p place
+	p.reset(&messages.Origin{Bucket: "log-bucket-a", Key: "k", Etag: "e"}, time.Minute)
+	if got := p.id(7, nil).String(); got != "91f5b4321b3c676a42bacb49b5ef9c9b" {
+		t.Errorf("the id of a record in an object is now %s", got)
+	}
+	p.reset(&messages.Origin{Queue: "https://sqs.example/q", MessageId: "m", Created: 1_767_599_094_000_000_000}, 5*time.Minute)
+	if got := p.id(0, []byte(`{"b":1,"a":2}`)).String(); got != "2bcb9ec1c0c32df9cec7a809d83be15a" {
+		t.Errorf("the id of a record in a message is now %s", got)
+	}
+}
+
+func TestCanonical(t *testing.T) {
+	tests := []struct{ in, want string }{
+		{`1.50`, `1.50`},
+		{`"a b"`, `"a b"`},
+		{"[ 1 , 2 ]", `[1,2]`},
+		{`{}`, `{}`},
+		{`[]`, `[]`},
+		{`{"b":{"d":1,"c":2},"a":[{"z":1,"y":2}]}`, `{"a":[{"y":2,"z":1}],"b":{"c":2,"d":1}}`},
+		{`{"a":2,"a":1}`, `{"a":2,"a":1}`},
+		{`{"a" : "x\n\" y"}`, `{"a":"x\n\" y"}`},
+		{strings.Repeat(`{"b":1,"a":`, 64) + `{"d":1, "c":2}` + strings.Repeat("}", 64), strings.Repeat(`{"a":`, 64) + `{"d":1,"c":2}` + strings.Repeat(`,"b":1}`, 64)},
+	}
+	for _, tt := range tests {
+		if got := string(appendCanonical(nil, []byte(tt.in), 0)); got != tt.want {
+			t.Errorf("%s becomes %s, want %s", tt.in, got, tt.want)
+		}
+	}
+}
+
+// The canonical form means the same and is its own canonical form.
+func FuzzCanonical(f *testing.F) {
+	f.Add([]byte(`{"b":{"d":1,"c":[2,{"z":null,"y":"\u00e9"}]},"a":"x"}`))
+	f.Add([]byte(" [ 1.0 , {\n} , \"\\\"\" ] "))
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		dec := openFormat(t, "json", formats.JSONConfig{TimeUnit: formats.RFC3339}).New()
+		var d formats.Doc
+		if dec.Decode(doc, &d) != nil {
+			return
+		}
+		got := appendCanonical(nil, d.Body, 0)
+		var before, after any
+		if err := json.Unmarshal(d.Body, &before); err != nil {
+			return // a number beyond float64
+		}
+		if err := json.Unmarshal(got, &after); err != nil || !reflect.DeepEqual(before, after) {
+			t.Fatalf("%q becomes %q: %v", d.Body, got, err)
+		}
+		if again := appendCanonical(nil, got, 0); string(again) != string(got) {
+			t.Fatalf("%q becomes %q", got, again)
+		}
+	})
+}
+
+func TestObserved(t *testing.T) {
+	var p place
+	for _, tt := range []struct {
+		o    *messages.Origin
+		want int64
+	}{
+		{&messages.Origin{Received: 2, Created: 1}, 2},
+		{&messages.Origin{Created: 1}, 1},
+	} {
+		p.reset(tt.o, 0)
+		if got := p.observed(); got != tt.want {
+			t.Errorf("%v: %d, want %d", tt.o, got, tt.want)
+		}
+	}
+	p.reset(&messages.Origin{}, 0)
+	if age := time.Since(time.Unix(0, p.observed())); age < 0 || age > time.Minute {
+		t.Errorf("without any time the event is %s old", age)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	if err := Defaults().Validate(); err != nil {
+		t.Error(err)
+	}
+	wrong := Config{GroupEvents: -1, Linger: -1, ThinLinger: -2, ThinEvents: -1, Idle: -1, BodyWindow: -1}
+	err := fmt.Sprint(wrong.Validate())
+	for _, key := range []string{"group_events", "group_bytes", "linger", "thin_linger", "thin_events", "idle", "memory", "max_event_types", "body_window"} {
+		if !strings.Contains(err, key) {
+			t.Errorf("no word of %s in: %s", key, err)
+		}
+	}
+	if _, err := New(Defaults(), Deps{}); err == nil {
+		t.Error("a stage without parts was made")
+	}
+	b := &bus{}
+	if _, err := New(Defaults(), Deps{NewOutbox: b.outbox, Lanes: 1, Window: 1, Settings: map[string]formats.Setting{"a": {Type: "nonsense"}}}); err == nil {
+		t.Error("a source of an unknown format was taken")
+	}
+}

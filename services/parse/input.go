@@ -1,0 +1,202 @@
+package parse
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+
+	"github.com/klauspost/compress/s2"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/parse/formats"
+)
+
+// event is an event on its way into a group. Its document is body[from:to] of
+// its input.
+type event struct {
+	id              messages.ID
+	time            int64
+	account, region string
+	record          uint64
+	origin          uint32
+	bucket          uint32 // number of type × lanes + lane
+	from, to        uint32
+}
+
+// bad is a record that was refused.
+type bad struct {
+	record   uint64
+	origin   uint32
+	from, to uint32
+	err      error
+}
+
+// input is one frame of records in hand, from its decoding until its events are
+// in encoded groups. Inputs are pooled. Once the grouper has one it is only read.
+type input struct {
+	source, format, replay string
+	span                   trace.SpanContext
+	body                   []byte
+	columns                messages.Columns
+	origins                []*messages.Origin
+	events                 []event
+	bad                    []bad
+	odd                    [len(formats.Oddities)]int
+	places                 []place
+
+	// types are the event types by number, index the numbers.
+	types []string
+	index map[string]uint32
+	// order is the events bucket by bucket: bucket b is order[starts[b]:starts[b+1]].
+	order  []uint32
+	starts []uint32
+
+	// budget is what is held of the grouper's bytes for this input.
+	budget int64
+	// refs counts the groups not yet encoded, and Handle. At 0 the input is free.
+	refs atomic.Int32
+}
+
+const (
+	keepBody   = 4 << 20 // the largest body buffer that is kept, bytes
+	keepEvents = 1 << 13 // the largest number of events that is kept room for
+)
+
+// reset makes in ready for another frame.
+func (in *input) reset() {
+	if cap(in.body) > keepBody || cap(in.events) > keepEvents {
+		*in = input{}
+	}
+	clear(in.events)
+	clear(in.bad)
+	clear(in.index)
+	in.origins, in.events, in.bad, in.types = nil, in.events[:0], in.bad[:0], in.types[:0]
+	in.odd, in.budget = [len(formats.Oddities)]int{}, 0
+}
+
+// read takes the records out of v. ctx gives the span.
+func (in *input) read(ctx context.Context, v *messages.View) (err error) {
+	in.source, in.format, in.replay = v.Source(), v.Format(), v.Replay()
+	in.span = trace.SpanContextFromContext(ctx)
+	if in.origins, err = v.Origins(); err != nil {
+		return err
+	}
+	if err = v.Columns(&in.columns); err != nil {
+		return err
+	}
+	body, err := v.Body(in.body)
+	if err != nil {
+		return err
+	}
+	if len(body) != v.BodySize() {
+		return errFrame.New(nil, "read a frame of %d records: it has no body", v.Len())
+	}
+	in.body = body
+	return nil
+}
+
+// decode makes events of the records, and notes the bad ones.
+func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
+	if len(in.places) < len(in.origins) {
+		in.places = make([]place, len(in.origins))
+	}
+	for i, o := range in.origins {
+		in.places[i].reset(o, p.config.BodyWindow)
+	}
+	if in.index == nil {
+		in.index = map[string]uint32{}
+	}
+	var (
+		d      formats.Doc
+		last   string
+		number uint32
+		from   uint32
+	)
+	for i, size := range in.columns.Lengths {
+		origin, record := in.columns.OriginOf[i], in.columns.Records[i]
+		to := from + size
+		rec := in.body[from:to]
+		err := dec.Decode(rec, &d)
+		if err == nil && len(d.Body) > tooLarge {
+			err = checkSize(d.Body)
+		}
+		if err != nil {
+			in.bad = append(in.bad, bad{record, origin, from, to, err})
+			from = to
+			continue
+		}
+		at := &in.places[origin]
+		if !d.HasID {
+			d.ID = at.id(record, d.Body)
+		}
+		if !d.HasTime {
+			d.Time = at.observed()
+		}
+		at.fill(&d, f)
+		for odd := d.Odd; odd != 0; odd &= odd - 1 {
+			in.odd[odd.First()]++
+		}
+		if d.Type != last || len(in.types) == 0 {
+			last, number = d.Type, in.number(d.Type)
+		}
+		start := from + uint32(d.Offset)
+		in.events = append(in.events, event{
+			id: d.ID, time: d.Time, account: d.Account, region: d.Region, record: record, origin: origin,
+			bucket: number*p.lanes + d.ID.Lane(p.lanes), from: start, to: start + uint32(len(d.Body)),
+		})
+		from = to
+	}
+	in.sort(p.lanes)
+}
+
+// number returns the number of an event type in this input.
+func (in *input) number(name string) uint32 {
+	n, ok := in.index[name]
+	if !ok {
+		n = uint32(len(in.types))
+		in.types = append(in.types, name)
+		in.index[name] = n
+	}
+	return n
+}
+
+// sort puts the events in the order of their buckets, by counting.
+func (in *input) sort(lanes uint32) {
+	buckets := len(in.types) * int(lanes)
+	in.starts = slices.Grow(in.starts[:0], buckets+1)[:buckets+1]
+	clear(in.starts)
+	for i := range in.events {
+		in.starts[in.events[i].bucket]++
+	}
+	sum := uint32(0)
+	for b, n := range in.starts {
+		sum += n
+		in.starts[b] = sum // the end of the bucket, for now
+	}
+	in.order = slices.Grow(in.order[:0], len(in.events))[:len(in.events)]
+	for i := len(in.events) - 1; i >= 0; i-- {
+		b := in.events[i].bucket
+		in.starts[b]--
+		in.order[in.starts[b]] = uint32(i)
+	}
+}
+
+// tooLarge is from how many bytes on a document is looked at closer: only above
+// it can a frame of one event be more than messages.MaxFrame.
+const tooLarge = messages.MaxFrame - frameOverhead
+
+// frameOverhead bounds what a frame of one event has besides its document.
+const frameOverhead = 16 << 10
+
+var errTooLarge = fault.Define("parse.record_too_large", fault.Reject,
+	"lower the record limit of the source so that fetch keeps such records by reference, or have smaller ones written")
+
+// checkSize refuses a document that does not fit into a frame.
+func checkSize(doc []byte) error {
+	if n := len(s2.Encode(nil, doc)); n > tooLarge {
+		return errTooLarge.New(nil, "fit a record of %d bytes, %d compressed, into a frame of %d", len(doc), n, messages.MaxFrame)
+	}
+	return nil
+}

@@ -1,0 +1,313 @@
+// Package parse makes events of raw records.
+//
+//	penstock.record.<source> ──▶ parse ──▶ penstock.parsed.<lane>
+//
+// In:     frames of raw records of one format, at least once.
+// Out:    frames of events of one source, event type and dedupe lane. Events of
+// several inputs are merged; an input is done when all its events are stored.
+// Errors: a record that is not of its format (parse.bad_json,
+// parse.not_an_object, parse.record_too_large) is quarantined alone. A frame of a
+// format that is not known here (parse.unknown_format) or that is damaged
+// (parse.bad_frame, messages.bad_frame) is rejected as a whole.
+// State:  none. Any number of copies may run. Events that come twice, because an
+// attempt failed half way, are told apart by dedupe.
+// Source: design §5, formats F-0.
+package parse
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/parse/formats"
+	"github.com/penstock/penstock/topology"
+)
+
+var (
+	errFormat = fault.Define("parse.unknown_format", fault.Reject,
+		"upgrade the process that parses to the release of those that fetch and ingest, then redrive the frame from quarantine")
+	errFrame = fault.Define("parse.bad_frame", fault.Reject,
+		"the frame is damaged or was not made for this stage: look at who else writes to RECORDS")
+	errSetup = fault.Define("parse.setup", fault.Stop,
+		"report this as a bug of penstock: the stage was made with parts missing")
+)
+
+// Config configures the stage.
+type Config struct {
+	// GroupEvents closes a group. Unit: events.
+	GroupEvents int `yaml:"group_events"`
+	// GroupBytes closes a group. Unit: bytes of documents before compression. A
+	// single larger event makes a group of its own.
+	GroupBytes config.Bytes `yaml:"group_bytes"`
+	// Linger closes a group that has waited this long for more. Unit: duration.
+	Linger time.Duration `yaml:"linger"`
+	// ThinLinger is Linger for groups of fewer than ThinEvents events.
+	ThinLinger time.Duration `yaml:"thin_linger"`
+	// ThinEvents is from how many events on a group is not thin. Unit: events.
+	ThinEvents int `yaml:"thin_events"`
+	// Idle closes all groups when everything in hand waits for them and nothing
+	// more has come for this long. Unit: duration.
+	Idle time.Duration `yaml:"idle"`
+	// Memory bounds the records in hand and the frames on their way to the bus;
+	// one frame is always let in. Unit: bytes.
+	Memory config.Bytes `yaml:"memory"`
+	// MaxEventTypes bounds the event types that documents may bring up. What comes
+	// after is <base>.other. Unit: event types.
+	MaxEventTypes int `yaml:"max_event_types"`
+	// BodyWindow is within what time two equal events in messages of one queue,
+	// without an id of their own, are taken for one that was sent twice. 0: never.
+	// Unit: duration.
+	BodyWindow time.Duration `yaml:"body_window"`
+}
+
+// Defaults returns the configuration of a file that says nothing.
+func Defaults() Config {
+	return Config{
+		GroupEvents: messages.TargetCount, GroupBytes: messages.TargetBody,
+		Linger: 50 * time.Millisecond, ThinLinger: 200 * time.Millisecond, ThinEvents: 50, Idle: 20 * time.Millisecond,
+		Memory: 32 << 20, MaxEventTypes: formats.DefaultTypes, BodyWindow: 5 * time.Minute,
+	}
+}
+
+// Validate reports every problem, each with the key to change.
+func (c Config) Validate() error {
+	var p config.Problems
+	p.Need(c.GroupEvents >= 1 && c.GroupEvents <= messages.MaxCount, "group_events", "use 1 to 65536 events")
+	p.Need(c.GroupBytes >= 1 && c.GroupBytes <= messages.MaxFrame/2, "group_bytes", "use 1 B to 4 MiB")
+	p.Need(c.Linger >= 0 && c.Linger <= 10*time.Second, "linger", "use 0s to 10s")
+	p.Need(c.ThinLinger >= c.Linger && c.ThinLinger <= 10*time.Second, "thin_linger", "use linger to 10s")
+	p.Need(c.ThinEvents >= 0, "thin_events", "use 0 or more events")
+	p.Need(c.Idle >= 0 && c.Idle <= 10*time.Second, "idle", "use 0s to 10s")
+	p.Need(c.Memory >= 1<<20, "memory", "use 1 MiB or more")
+	p.Need(c.MaxEventTypes >= 1, "max_event_types", "use 1 or more")
+	p.Need(c.BodyWindow >= 0, "body_window", "use 0s or more")
+	return p.Err()
+}
+
+// Deps is what the stage needs from the process.
+type Deps struct {
+	// NewOutbox makes an outbox for a frame that merges several inputs.
+	NewOutbox func() topology.Outbox
+	// Lanes is the number of dedupe lanes, as fixed in the topology.
+	Lanes uint32
+	// Window is how many inputs are merged before groups go out early: at most as
+	// many as the bus hands over at once. With half as many, some are decoded
+	// while others are stored.
+	Window int
+	// Settings are the formats of the sources, by the name of the source. One that
+	// is not here has the defaults of its format.
+	Settings map[string]formats.Setting
+}
+
+// Parse is the stage.
+type Parse struct {
+	config   Config
+	lanes    uint32
+	settings map[string]formats.Setting
+	types    *formats.Types
+	grouper  *grouper
+	inputs   sync.Pool // *input
+
+	mu    sync.RWMutex
+	feeds map[feedKey]*feed
+}
+
+// New makes the stage. It starts nothing.
+func New(c Config, deps Deps) (*Parse, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if deps.NewOutbox == nil || deps.Lanes == 0 || deps.Window < 1 {
+		return nil, errSetup.New(nil, "make the stage parse for %d lanes and a window of %d", deps.Lanes, deps.Window)
+	}
+	p := &Parse{
+		config: c, lanes: deps.Lanes, settings: deps.Settings, types: formats.NewTypes(c.MaxEventTypes),
+		feeds: map[feedKey]*feed{},
+	}
+	p.inputs.New = func() any { return &input{} }
+	p.grouper = newGrouper(c, deps, p.release)
+	for source, set := range deps.Settings { // a wrong one is found at start-up
+		if set.Type == "" || set.Type == formats.Auto {
+			continue
+		}
+		if _, err := p.feed(context.Background(), source, set.Type); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// Close waits for what Handle has left behind when its context ended. Handle is
+// not called after Close.
+func (p *Parse) Close() { p.grouper.close() }
+
+// feedKey names a feed.
+type feedKey struct{ source, format string }
+
+// feed is what one format of one source needs.
+type feed struct {
+	format   formats.Format
+	decoders sync.Pool // formats.Decoder
+
+	records, events, bytes prometheus.Counter
+	odd                    [len(formats.Oddities)]prometheus.Counter
+}
+
+// maxFeeds bounds the feeds that are kept. There are as many as sources, unless
+// somebody else writes to RECORDS.
+const maxFeeds = 4096
+
+// feed returns the feed of a frame, made at its first one.
+func (p *Parse) feed(ctx context.Context, source, format string) (*feed, error) {
+	key := feedKey{source, format}
+	p.mu.RLock()
+	f := p.feeds[key]
+	p.mu.RUnlock()
+	if f != nil {
+		return f, nil
+	}
+	if !formats.Known(format) {
+		return nil, errFormat.New(nil, "read a frame of format %q", format)
+	}
+	var options any
+	if set := p.settings[source]; set.Type == format {
+		options = set.Options
+	}
+	opened, err := formats.Open(ctx, format, options, formats.Deps{Source: source, Types: p.types})
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f := p.feeds[key]; f != nil {
+		return f, nil
+	}
+	if len(p.feeds) >= maxFeeds {
+		source = "other"
+	}
+	f = &feed{
+		format:  opened,
+		records: recordsTotal.WithLabelValues(source, format),
+		events:  eventsTotal.WithLabelValues(source, format),
+		bytes:   bytesTotal.WithLabelValues(source, format),
+	}
+	for i, kind := range formats.Oddities {
+		f.odd[i] = oddTotal.WithLabelValues(source, format, kind)
+	}
+	f.decoders.New = func() any { return opened.New() }
+	if len(p.feeds) < maxFeeds {
+		p.feeds[key] = f
+	}
+	return f, nil
+}
+
+// Handle parses one frame of records. It returns when all events are stored. It
+// implements topology.Handler.
+func (p *Parse) Handle(ctx context.Context, msg topology.In[messages.View], out topology.Outbox) error {
+	v := &msg.Value
+	f, err := p.feed(ctx, v.Source(), v.Format())
+	if err != nil {
+		return err
+	}
+	leave, err := p.grouper.enter(ctx, int64(v.BodySize()))
+	if err != nil {
+		return err
+	}
+	defer leave()
+	in := p.inputs.Get().(*input) //nolint:forcetypeassert // nothing else is in it
+	in.refs.Store(1)
+	in.budget = int64(v.BodySize())
+	defer p.release(in)
+	if err := in.read(ctx, v); err != nil {
+		return err
+	}
+	dec := f.decoders.Get().(formats.Decoder) //nolint:forcetypeassert // nothing else is in it
+	in.decode(p, f.format, dec)
+	f.decoders.Put(dec)
+	f.count(in, v)
+	typesKnown.Set(float64(p.types.Len()))
+
+	t := p.grouper.add(in)
+	refused := in.quarantine(ctx, &msg, out)
+	if err := p.grouper.wait(ctx, t); err != nil {
+		return err
+	}
+	if refused != nil {
+		return refused
+	}
+	if fact := in.fact(v); fact != nil {
+		out.Fact(fact)
+	}
+	return nil
+}
+
+// release gives up one reference to in, and puts it back with the last one.
+func (p *Parse) release(in *input) {
+	if in.refs.Add(-1) > 0 {
+		return
+	}
+	p.grouper.giveBack(in.budget)
+	in.reset()
+	p.inputs.Put(in)
+}
+
+// count adds in to the metrics.
+func (f *feed) count(in *input, v *messages.View) {
+	f.records.Add(float64(v.Len()))
+	f.events.Add(float64(len(in.events)))
+	f.bytes.Add(float64(len(in.body)))
+	for i, n := range in.odd {
+		if n > 0 {
+			f.odd[i].Add(float64(n))
+		}
+	}
+	for _, b := range in.bad {
+		quarantinedTotal.WithLabelValues(in.source, fault.CodeOf(b.err)).Inc()
+	}
+}
+
+// fact is the ledger's fact about a frame, nil for one of nothing.
+func (in *input) fact(v *messages.View) *messages.Fact {
+	if len(in.origins) == 0 {
+		return nil
+	}
+	parsed := &messages.Parsed{
+		Pull: in.origins[0].GetPull(), FrameNo: v.FrameNo(), Records: uint64(v.Len()), Events: uint64(len(in.events)),
+	}
+	if len(in.bad) > 0 {
+		parsed.Quarantined = map[string]uint64{}
+		for _, b := range in.bad {
+			parsed.Quarantined[fault.CodeOf(b.err)]++
+		}
+	}
+	return &messages.Fact{Kind: &messages.Fact_Parsed{Parsed: parsed}}
+}
+
+// quarantineAtOnce bounds the bad records of one frame that are stored at once.
+const quarantineAtOnce = 16
+
+// quarantine keeps the bad records, each alone.
+func (in *input) quarantine(ctx context.Context, msg *topology.In[messages.View], out topology.Outbox) error {
+	if len(in.bad) == 0 {
+		return nil
+	}
+	var g errgroup.Group
+	g.SetLimit(quarantineAtOnce)
+	for _, b := range in.bad {
+		q := &messages.Quarantine{
+			Stage: string(topology.Parse), Source: in.source, Format: in.format,
+			Code: fault.CodeOf(b.err), Reason: b.err.Error(),
+			Origin: in.origins[b.origin], Record: b.record, Records: 1,
+			Offset: -1, Length: int64(b.to - b.from), Payload: in.body[b.from:b.to],
+			Holds: messages.Quarantine_HOLDS_RECORD, Attempts: uint32(msg.Attempt), Subject: msg.Subject,
+		}
+		g.Go(func() error { return out.Quarantine(ctx, q) })
+	}
+	return g.Wait()
+}
