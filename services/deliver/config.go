@@ -1,0 +1,66 @@
+package deliver
+
+import (
+	"regexp"
+	"time"
+
+	"github.com/penstock/penstock/services/deliver/sinks"
+	"github.com/penstock/penstock/services/internal/condition"
+	"github.com/penstock/penstock/services/internal/config"
+)
+
+// Destination configures one destination.
+type Destination struct {
+	// Name of the destination: 1 to 64 letters, digits, - and _. Its position in the event log is kept under this name. Required.
+	Name string `yaml:"name"`
+	// Type selects the kind of destination. Required.
+	Type string `yaml:"type"`
+	// Types of events to deliver, with the wildcards of NATS: * is one word, > at the end one or more. Empty means all.
+	Types []string `yaml:"types"`
+	// Where is a CEL expression over event.id, type, time, source, account, region and doc; events for which it is false are left out and counted. Empty means all.
+	Where string `yaml:"where"`
+	// FromNow starts a new destination with what comes from now on, not with the oldest event that is kept. It has no effect on one that was there before.
+	FromNow bool `yaml:"from_now"`
+	// Concurrency caps the batches that are sent at the same time. Unit: batches.
+	Concurrency int `yaml:"concurrency"`
+	// MaxInHand caps the encoded bytes that wait to be confirmed, in one process. Unit: bytes.
+	MaxInHand config.Bytes `yaml:"max_in_hand"`
+	// DrainTimeout is how long batches that are being sent may take to end when penstock stops. Unit: duration.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// Options are the keys of the kind.
+	Options any `yaml:",kind"`
+}
+
+// Defaults is a destination of which nothing is said.
+func Defaults() Destination {
+	return Destination{Concurrency: 4, MaxInHand: 32 * config.MiB, DrainTimeout: 10 * time.Second}
+}
+
+// SetDefaults implements [config.Defaulter].
+func (d *Destination) SetDefaults() { *d = Defaults() }
+
+// Kinds implements [config.Kinded].
+func (Destination) Kinds() config.Kinds { return sinks.Catalog }
+
+var goodName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// Validate reports every problem, each with the key to change.
+func (d Destination) Validate() error {
+	var p config.Problems
+	p.Need(goodName.MatchString(d.Name), "name", "use 1 to 64 letters, digits, - and _")
+	p.Need(d.Type != "", "type", "name the kind of destination, e.g. http")
+	if _, err := condition.ParseTypes(d.Types); err != nil {
+		why, fix := condition.Explain(err)
+		p.Add("types", why, fix)
+	}
+	if d.Where != "" {
+		if _, err := condition.Compile(d.Where); err != nil {
+			why, fix := condition.Explain(err)
+			p.Add("where", why, fix)
+		}
+	}
+	p.Need(d.Concurrency >= 1 && d.Concurrency <= 256, "concurrency", "use 1 to 256 batches, e.g. 4")
+	p.Need(d.MaxInHand >= config.MiB, "max_in_hand", "use 1 MiB or more, e.g. 32 MiB")
+	p.Need(d.DrainTimeout >= 0 && d.DrainTimeout <= 10*time.Minute, "drain_timeout", "use 0s to 10m, e.g. 10s")
+	return p.Err()
+}

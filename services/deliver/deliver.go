@@ -1,0 +1,377 @@
+// Package deliver hands the events of the log to one destination.
+//
+//	penstock.event.> ──▶ deliver ──▶ a sink
+//
+// In:     one frame of events, by the destination's own durable consumer, at
+// least once.
+// Out:    batches to the sink, cut by count, encoded bytes and age, each event
+// with its id. One Delivered fact per frame. Events that the sink refuses go to
+// quarantine.
+// Errors: an outage of the destination is no error: its frames stay in hand, and
+// the bus keeps the rest. deliver.drained gives back a frame that was not
+// confirmed when the process had to stop.
+// State:  none beyond the frames in hand. Several copies may run for one
+// destination, on one consumer.
+//
+// Towards the destination it is at least once: what was sent and not confirmed
+// when a process ended is sent again, with the same event ids.
+//
+// Source: design section 5; formats F-28 for what is retried.
+package deliver
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/deliver/sinks"
+	"github.com/penstock/penstock/services/internal/condition"
+	"github.com/penstock/penstock/services/internal/document"
+	"github.com/penstock/penstock/topology"
+)
+
+var (
+	errDrained = fault.Define("deliver.drained", fault.Retry,
+		"nothing: the frame is delivered after the restart")
+	errRefused = fault.Define("deliver.refused", fault.Reject,
+		"see why the destination refuses this event, then redrive it")
+	errPanic = fault.Define("deliver.sink_panicked", fault.Retry,
+		"report it: it is a mistake in penstock; the events are sent again")
+	errHangs = fault.Define("deliver.sink_hangs", fault.Retry,
+		"see what keeps the destination from answering; events that were not confirmed are sent again")
+)
+
+// Deps is what Deliver gets from the process.
+type Deps struct {
+	// Log carries the name of the destination; it may be nil.
+	Log *slog.Logger
+	// Window is how many frames the bus has in hand at once. When so many wait, a
+	// batch is sent before it is full or old, as nothing would be added. 0 means
+	// that this is not known.
+	Window int
+}
+
+// Deliver serves one destination.
+type Deliver struct {
+	cfg    Destination
+	sink   sinks.Sink
+	limits sinks.Limits
+	where  *condition.Condition
+	log    *slog.Logger
+	window int
+
+	// turn is held by the one frame whose events are being added.
+	turn    chan struct{}
+	scratch scratch
+	// draining is closed when the process stops.
+	draining chan struct{}
+	drainNow func()
+
+	batcher
+}
+
+// scratch is what reading a frame needs; reused.
+type scratch struct {
+	columns messages.Columns
+	body    []byte
+	fixed   []byte
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// keepScratch is the largest body that is kept for reuse, in bytes.
+const keepScratch = 8 << 20
+
+// New checks and wires; it starts nothing. The sink is closed by Close.
+func New(cfg Destination, sink sinks.Sink, deps Deps) (*Deliver, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	d := &Deliver{cfg: cfg, sink: sink, limits: sink.Limits(), log: deps.Log, window: deps.Window, turn: make(chan struct{}, 1)}
+	if err := d.limits.Validate(); err != nil {
+		return nil, err
+	}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Where != "" {
+		where, err := condition.Compile(cfg.Where)
+		if err != nil {
+			return nil, err
+		}
+		d.where = where
+	}
+	d.draining = make(chan struct{})
+	d.drainNow = sync.OnceFunc(func() { close(d.draining) })
+	d.batcher.init()
+	destinations.add(d)
+	return d, nil
+}
+
+// frame is one EVENTS message in hand.
+type frame struct {
+	span   trace.SpanContext
+	stored time.Time
+	// out says for each event whether the expression leaves it out; nil when
+	// there is no expression.
+	out []bool
+
+	// Guarded by batcher.mu.
+	pending  int  // events in batches
+	added    bool // all events are
+	gone     bool // Handle has given up on it
+	rejected []rejection
+	settled  chan struct{} // closed when added and pending is 0
+}
+
+// rejection is one event that the sink refused.
+type rejection struct {
+	index    int
+	attempts int
+	err      error
+}
+
+// Handle delivers the live events of one frame. It returns when each is
+// confirmed or in quarantine. While the destination is down that takes as long as
+// it takes. When ctx ends or Drain was called, events that are moving get the
+// drain timeout; what waits for a retry is given back at once (deliver.drained).
+func (d *Deliver) Handle(ctx context.Context, in topology.In[messages.View], out topology.Outbox) error {
+	v := in.Value
+	f := &frame{span: trace.SpanContextFromContext(ctx), stored: in.Stored, settled: make(chan struct{})}
+	if f.stored.IsZero() {
+		f.stored = time.Now()
+	}
+	if err := d.filter(&v, f); err != nil {
+		return err
+	}
+	d.enter(f)
+	defer d.leave(f)
+	if err := d.add(ctx, &v, f); err != nil {
+		return err
+	}
+	if err := d.await(ctx, f); err != nil {
+		return err
+	}
+	return d.settle(ctx, in, f, out)
+}
+
+// filter evaluates the destination's expression. An event for which that fails
+// is delivered: nothing is lost by a mistake in an expression.
+func (d *Deliver) filter(v *messages.View, f *frame) error {
+	if d.where == nil {
+		return nil
+	}
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	if err := s.read(v, d.where.NeedsDoc()); err != nil {
+		return err
+	}
+	f.out = make([]bool, v.Len())
+	failed, at := 0, 0
+	e := condition.Event{Type: v.EventType(), Source: v.Source()}
+	for i := range f.out {
+		from := at
+		at += int(s.columns.Lengths[i])
+		if v.Fate(i) != messages.Live {
+			continue
+		}
+		if d.where.NeedsDoc() {
+			e.Doc = s.body[from:at]
+		}
+		e.ID, e.Time = v.ID(i), s.columns.Times[i]
+		e.Account, e.Region = s.account(i), s.region(i)
+		ok, err := d.where.Match(&e)
+		if err != nil {
+			failed++
+		}
+		f.out[i] = !ok && err == nil
+	}
+	if failed > 0 {
+		conditionErrors.WithLabelValues(d.cfg.Name).Add(float64(failed))
+	}
+	return nil
+}
+
+// read reads the columns and, if asked for, the documents. DecodeFrame has seen
+// to it that their lengths fit the body.
+func (s *scratch) read(v *messages.View, body bool) (err error) {
+	if err = v.Columns(&s.columns); err != nil || !body {
+		return err
+	}
+	if cap(s.body) > keepScratch {
+		s.body = nil
+	}
+	if s.body, err = v.Body(s.body[:0]); err != nil {
+		s.body = nil
+	}
+	return err
+}
+
+func (s *scratch) account(i int) string { return named(s.columns.Accounts, s.columns.AccountOf, i) }
+func (s *scratch) region(i int) string  { return named(s.columns.Regions, s.columns.RegionOf, i) }
+
+func named(names []string, of []uint32, i int) string {
+	if i < len(of) && int(of[i]) < len(names) {
+		return names[of[i]]
+	}
+	return ""
+}
+
+// add puts the live events into batches, as far as there is room for them.
+// Frames take turns, so that only one is decompressed at a time.
+func (d *Deliver) add(ctx context.Context, v *messages.View, f *frame) error {
+	select {
+	case d.turn <- struct{}{}:
+	case <-ctx.Done():
+		return errDrained.New(context.Cause(ctx), "wait for room at destination %s", d.cfg.Name)
+	}
+	defer func() { <-d.turn }()
+	s := &d.scratch
+	if err := s.read(v, true); err != nil {
+		return err
+	}
+	e := sinks.Event{Type: v.EventType(), Source: v.Source()}
+	at, replaced := 0, 0
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range v.Len() {
+		from := at
+		at += int(s.columns.Lengths[i])
+		if v.Fate(i) != messages.Live || f.out != nil && f.out[i] {
+			continue
+		}
+		e.Doc = s.body[from:at]
+		if !utf8.Valid(e.Doc) {
+			n := 0
+			s.fixed, n = document.AppendValid(s.fixed[:0], e.Doc)
+			e.Doc, replaced = s.fixed, replaced+n
+		}
+		e.ID, e.Time = v.ID(i), s.columns.Times[i]
+		e.Account, e.Region = s.account(i), s.region(i)
+		if err := d.put(ctx, f, i, &e); err != nil {
+			return err
+		}
+	}
+	if replaced > 0 {
+		replacedBytes.WithLabelValues(d.cfg.Name).Add(float64(replaced))
+	}
+	d.complete(f)
+	return nil
+}
+
+// settle quarantines what was refused and tells the ledger. The events are with
+// the destination now, so this is not given up when ctx has ended.
+func (d *Deliver) settle(ctx context.Context, in topology.In[messages.View], f *frame, out topology.Outbox) error {
+	if ctx.Err() != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), d.cfg.DrainTimeout)
+		defer cancel()
+	}
+	v := in.Value
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	if err := s.read(&v, len(f.rejected) > 0); err != nil {
+		return err
+	}
+	origins, err := v.Origins()
+	if err != nil {
+		return err
+	}
+	refused := make(map[int]*rejection, len(f.rejected))
+	for i := range f.rejected {
+		refused[f.rejected[i].index] = &f.rejected[i]
+	}
+	pulls := make([]*messages.DeliveredPull, len(origins))
+	var confirmed, filtered uint64
+	at := 0
+	for i := range v.Len() {
+		from := at
+		at += int(s.columns.Lengths[i])
+		if v.Fate(i) != messages.Live {
+			continue
+		}
+		origin := int(s.columns.OriginOf[i])
+		if pulls[origin] == nil {
+			pulls[origin] = &messages.DeliveredPull{Pull: origins[origin].GetPull()}
+		}
+		p := pulls[origin]
+		r := refused[i]
+		switch {
+		case f.out != nil && f.out[i]:
+			p.Filtered++
+			filtered++
+		case r != nil:
+			if p.Quarantined == nil {
+				p.Quarantined = map[string]uint64{}
+			}
+			p.Quarantined[fault.CodeOf(r.err)]++
+			if err := out.Quarantine(ctx, d.quarantine(&in, origins[origin], s.columns.Records[i], s.body[from:at], r)); err != nil {
+				return err
+			}
+			eventsQuarantined.WithLabelValues(d.cfg.Name, fault.CodeOf(r.err)).Inc()
+		default:
+			p.Confirmed++
+			confirmed++
+		}
+	}
+	eventsConfirmed.WithLabelValues(d.cfg.Name).Add(float64(confirmed))
+	eventsFiltered.WithLabelValues(d.cfg.Name).Add(float64(filtered))
+	fact := &messages.Delivered{Destination: d.cfg.Name, Sequence: in.Sequence, EventType: v.EventType()}
+	now, latency := time.Now(), latencySeconds.WithLabelValues(d.cfg.Name)
+	for i, p := range pulls {
+		if p == nil {
+			continue
+		}
+		fact.Pulls = append(fact.Pulls, p)
+		if created := origins[i].GetCreated(); created > 0 && p.Confirmed > 0 {
+			latency.Observe(now.Sub(time.Unix(0, created)).Seconds())
+		}
+	}
+	out.Fact(&messages.Fact{Kind: &messages.Fact_Delivered{Delivered: fact}})
+	return nil
+}
+
+func (d *Deliver) quarantine(in *topology.In[messages.View], origin *messages.Origin, record uint64, doc []byte, r *rejection) *messages.Quarantine {
+	return &messages.Quarantine{
+		Stage: string(topology.Deliver), Source: in.Value.Source(), Code: fault.CodeOf(r.err), Reason: r.err.Error(),
+		Origin: origin, Record: record, Records: 1, Offset: -1, Length: -1,
+		Payload: append([]byte(nil), doc...), Holds: messages.Quarantine_HOLDS_EVENT,
+		Attempts: uint32(r.attempts),
+		Subject:  in.Subject, Format: in.Value.Format(), Destination: d.cfg.Name,
+	}
+}
+
+// Drain tells that the process stops and no more frames will come: what is open
+// is sent at once, and frames that stall are given back. It does not wait.
+func (d *Deliver) Drain() {
+	d.drainNow()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.due = d.open != nil
+	d.launch()
+	d.wake()
+}
+
+// Close waits for batches that are still being sent, which no frame waits for
+// any more, and closes the sink. Call it once, after the last Handle returned.
+func (d *Deliver) Close(ctx context.Context) error {
+	destinations.remove(d)
+	d.drop()
+	ended := make(chan struct{})
+	go func() {
+		d.senders.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return d.sink.Close()
+	case <-ctx.Done():
+		return errHangs.New(context.Cause(ctx), "close destination %s", d.cfg.Name)
+	}
+}

@@ -1,0 +1,157 @@
+// Package sinks holds the kinds of destinations. Each is one file: its
+// configuration, how it writes an event, and how it hands over a batch.
+//
+// A new sink is one file with one [define] and a harness in the conformance
+// suite, which runs over every sink of the [Catalog].
+package sinks
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/services/internal/catalog"
+	"github.com/penstock/penstock/services/internal/config"
+)
+
+// Sink hands batches over to one outside system. Methods may run concurrently,
+// but for Close.
+type Sink interface {
+	// Limits says when a batch is sent.
+	Limits() Limits
+	// Append writes one event to dst in the form in which Deliver sends it. It
+	// adds at least one byte and keeps nothing of e.
+	Append(dst []byte, e *Event) []byte
+	// Deliver hands b over and says what became of it. What it calls done is
+	// durable at the far side, as far as that side can promise it. Nothing of b
+	// is used after it returned. It may get the same events again. It returns
+	// soon after ctx ended.
+	Deliver(ctx context.Context, b Batch) Result
+	// Close frees connections and files. Deliver is not called after it.
+	Close() error
+}
+
+// Catalog holds every kind of sink.
+var Catalog = catalog.New[Deps, Sink]("destination")
+
+// Deps is what a sink gets from the process.
+type Deps struct {
+	// Destination is the configured name.
+	Destination string
+	// Stdout is where the sink stdout writes to; nil is os.Stdout.
+	Stdout io.Writer
+	// Log carries the name of the destination; it may be nil.
+	Log *slog.Logger
+}
+
+func define[C any](name, doc string, defaults func() C, open func(context.Context, C, Deps) (Sink, error)) {
+	catalog.Define(Catalog, name, doc, defaults, open)
+}
+
+// Limits bounds a batch. It is sent when the first of them is met.
+type Limits struct {
+	// Events caps the events in a batch. Unit: events.
+	Events int `yaml:"events"`
+	// Bytes caps a batch as it is encoded, before compression. A single event that is larger is sent alone. Unit: bytes.
+	Bytes config.Bytes `yaml:"bytes"`
+	// Age is how long the first event of a batch waits for more. Unit: duration; 0 sends at once.
+	Age time.Duration `yaml:"age"`
+}
+
+// Validate reports every problem.
+func (l Limits) Validate() error {
+	var p config.Problems
+	p.Need(l.Events >= 1 && l.Events <= 1_000_000, "events", "use 1 to 1000000 events, e.g. 1000")
+	p.Need(l.Bytes >= 1 && l.Bytes <= 256*config.MiB, "bytes", "use 1 B to 256 MiB, e.g. 1 MiB")
+	p.Need(l.Age >= 0 && l.Age <= time.Hour, "age", "use 0s to 1h, e.g. 1s")
+	return p.Err()
+}
+
+// Event is one event as a sink writes it. Its document is valid UTF-8.
+type Event struct {
+	ID              messages.ID
+	Type, Source    string
+	Account, Region string
+	// Time in Unix ns, 0 when unknown.
+	Time int64
+	// Doc is one JSON value, perhaps over several lines.
+	Doc []byte
+}
+
+// Item is the place of one event in the bytes of a batch.
+type Item struct {
+	ID         messages.ID
+	Start, End int
+}
+
+// Batch is encoded events, one right after the other.
+type Batch struct {
+	data  []byte
+	items []Item
+}
+
+// NewBatch makes a batch of items that lie side by side in data.
+func NewBatch(data []byte, items []Item) Batch { return Batch{data: data, items: items} }
+
+// Len is the number of events, at least 1 when it comes to a sink.
+func (b Batch) Len() int { return len(b.items) }
+
+// Bytes of all events.
+func (b Batch) Bytes() []byte {
+	if len(b.items) == 0 {
+		return nil
+	}
+	return b.data[b.items[0].Start:b.items[len(b.items)-1].End]
+}
+
+// Event returns the bytes of event i.
+func (b Batch) Event(i int) []byte { return b.data[b.items[i].Start:b.items[i].End] }
+
+// ID returns the id of event i.
+func (b Batch) ID(i int) messages.ID { return b.items[i].ID }
+
+// Verdict says what became of events and what to do about them.
+type Verdict uint8
+
+// The verdicts.
+const (
+	// Done: durable at the far side.
+	Done Verdict = iota
+	// Retry: an outage or throttling; send the same again later.
+	Retry
+	// Split: refused as a whole, though perhaps not all of it is bad: send halves.
+	// A single event is rejected.
+	Split
+	// TooLarge: as Split, and later batches should be smaller.
+	TooLarge
+	// Reject: will never be taken: quarantine.
+	Reject
+	// Stop: nothing will be taken until somebody changes something: alarm, keep
+	// all, try again now and then.
+	Stop
+)
+
+func (v Verdict) String() string {
+	return [...]string{"done", "retry", "split", "too_large", "reject", "stop"}[v]
+}
+
+// Result is the answer to a batch. The zero Result is: all done.
+type Result struct {
+	// Verdict holds for every event that Items does not name.
+	Verdict Verdict
+	// Err is a fault that says why, nil with Done.
+	Err error
+	// After is how long the far side asked to be left alone, 0 when it did not.
+	After time.Duration
+	// Items are the exceptions, by rising index; Done, Retry or Reject each.
+	Items []Exception
+}
+
+// Exception is the verdict on one event of a batch.
+type Exception struct {
+	Index   int
+	Verdict Verdict
+	Err     error
+}

@@ -1,0 +1,163 @@
+package route
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/penstock/penstock/services/internal/condition"
+	"github.com/penstock/penstock/services/internal/config"
+)
+
+// Config configures the route stage.
+type Config struct {
+	// Rules are applied to each event in this order, until one drops it. None passes everything.
+	Rules []Rule `yaml:"routes"`
+}
+
+// Defaults has no rules.
+func Defaults() Config { return Config{} }
+
+// Rule is one rule: which events it concerns, and exactly one of drop, sample,
+// mask and set_type.
+type Rule struct {
+	// Name of the rule, under which what it drops is counted. Required and unique.
+	Name string `yaml:"name"`
+	// Types of events it concerns, with the wildcards of NATS: * is one word, > at the end one or more. Empty means all.
+	Types []string `yaml:"types"`
+	// Where is a CEL expression over event.id, type, time, source, account, region and doc; the rule concerns events for which it is true. Empty means all.
+	Where string `yaml:"where"`
+	// Drop drops the events.
+	Drop bool `yaml:"drop"`
+	// Sample keeps a share of the events and drops the others.
+	Sample *Sample `yaml:"sample"`
+	// Mask hides fields of the documents.
+	Mask *Mask `yaml:"mask"`
+	// SetType gives the events another type; {type} and {source} stand for what they had.
+	SetType string `yaml:"set_type"`
+}
+
+// Sample keeps a share of events. The id decides, so that the same event always
+// has the same fate; of two sample rules the smaller share wins.
+type Sample struct {
+	// Keep is the share to keep. Range: 0 to 1.
+	Keep float64 `yaml:"keep"`
+}
+
+// Mask hides the values of fields.
+type Mask struct {
+	// Fields are dotted paths into the document, e.g. userIdentity.userName. * stands for any key, \. for a dot in a key. Lists are walked through. Required.
+	Fields []string `yaml:"fields"`
+	// Method is hash (HMAC-SHA256, the same value gives the same 32 hex digits, so that joins still work) or redact.
+	Method Method `yaml:"method"`
+	// Key of the hash, 16 bytes or more. Required with hash.
+	Key config.Secret `yaml:"key"`
+}
+
+// SetDefaults implements [config.Defaulter].
+func (m *Mask) SetDefaults() { m.Method = Hash }
+
+// Method of a mask.
+type Method string
+
+// The methods.
+const (
+	Hash   Method = "hash"
+	Redact Method = "redact"
+)
+
+// Values implements [config.Enum].
+func (Method) Values() []string { return []string{string(Hash), string(Redact)} }
+
+// minKey is the least length of a key that cannot be guessed, in bytes.
+const minKey = 16
+
+// Validate reports every problem, each with the key to change.
+func (c Config) Validate() error {
+	var p config.Problems
+	names := map[string]int{}
+	for i, r := range c.Rules {
+		at := fmt.Sprintf("routes[%d]", i)
+		p.In(at, r.Validate())
+		if first, taken := names[r.Name]; taken && r.Name != "" {
+			p.Add(at+".name", fmt.Sprintf("routes[%d] has this name already", first), "use a name of its own for each rule")
+		} else {
+			names[r.Name] = i
+		}
+	}
+	return p.Err()
+}
+
+// Validate reports every problem, each with the key to change.
+func (r Rule) Validate() error {
+	var p config.Problems
+	p.Need(r.Name != "" && len(r.Name) <= 64, "name", "use a name of 1 to 64 bytes, e.g. drop-health-checks")
+	if _, err := condition.ParseTypes(r.Types); err != nil {
+		why, fix := condition.Explain(err)
+		p.Add("types", why, fix)
+	}
+	if r.Where != "" {
+		if _, err := condition.Compile(r.Where); err != nil {
+			why, fix := condition.Explain(err)
+			p.Add("where", why, fix)
+		}
+	}
+	actions := 0
+	for _, set := range []bool{r.Drop, r.Sample != nil, r.Mask != nil, r.SetType != ""} {
+		if set {
+			actions++
+		}
+	}
+	p.Need(actions == 1, "", "use exactly one of drop: true, sample, mask and set_type in a rule")
+	if r.Sample != nil {
+		p.Need(r.Sample.Keep >= 0 && r.Sample.Keep <= 1, "sample.keep", "use a share from 0 to 1, e.g. 0.1")
+	}
+	if r.Mask != nil {
+		p.In("mask", r.Mask.Validate())
+	}
+	if r.SetType != "" {
+		p.Need(condition.IsType(expand(r.SetType, "t", "s")), "set_type", "use dotted words of letters, digits, - and _; {type} and {source} may stand in them")
+	}
+	return p.Err()
+}
+
+// Validate reports every problem, each with the key to change.
+func (m Mask) Validate() error {
+	var p config.Problems
+	p.Need(len(m.Fields) > 0, "fields", "name at least one field, e.g. userIdentity.userName")
+	for i, f := range m.Fields {
+		for _, word := range splitPath(f) {
+			p.Need(word != "", fmt.Sprintf("fields[%d]", i), "use keys with dots between them, e.g. userIdentity.userName")
+		}
+	}
+	switch m.Method {
+	case Hash:
+		p.Need(len(m.Key.Reveal()) >= minKey, "key", "set a random key of 16 bytes or more, e.g. ${file:/run/secrets/mask}")
+	case Redact:
+		p.Need(m.Key.IsZero(), "key", "remove the key: redact needs none")
+	default:
+		p.Need(false, "method", "use hash or redact")
+	}
+	return p.Err()
+}
+
+// expand fills in the placeholders of set_type.
+func expand(template, eventType, source string) string {
+	return strings.NewReplacer("{type}", eventType, "{source}", source).Replace(template)
+}
+
+// splitPath cuts a path at its dots, but for those after a backslash.
+func splitPath(path string) []string {
+	words := []string{""}
+	for i := 0; i < len(path); i++ {
+		switch c := path[i]; {
+		case c == '\\' && i+1 < len(path):
+			i++
+			words[len(words)-1] += path[i : i+1]
+		case c == '.':
+			words = append(words, "")
+		default:
+			words[len(words)-1] += path[i : i+1]
+		}
+	}
+	return words
+}
