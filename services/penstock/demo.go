@@ -1,0 +1,371 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/penstock/penstock/services/deliver"
+	"github.com/penstock/penstock/services/deliver/sinks"
+	"github.com/penstock/penstock/services/demo/cloud"
+	"github.com/penstock/penstock/services/demo/feed"
+	"github.com/penstock/penstock/services/ingest/sources"
+	"github.com/penstock/penstock/services/internal/awsclient"
+	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/ledger"
+	"github.com/penstock/penstock/services/internal/telemetry"
+	"github.com/penstock/penstock/topology"
+)
+
+func newDemo() *cobra.Command {
+	var o demoOptions
+	cmd := &cobra.Command{
+		Use: "demo", Args: exactly(0),
+		Short: "Show penstock at work, with sample objects and everything inside this process",
+		Long: `Starts an S3 and SQS endpoint with generated CloudTrail objects, all six stages over
+a NATS server inside this process, and a file to deliver to. Among the objects are
+duplicates, one with a corrupt record, a truncated one and a missing one.
+
+Without --once new objects keep coming until Ctrl-C. With --once the demo ends when
+all is delivered, prints what became of every record, and exits with 1 when the
+counts do not balance.`,
+		Example: "  penstock demo\n  penstock demo --once --json | jq .ledger.total",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runDemo(cmd.Context(), cmd.OutOrStdout(), o)
+		},
+	}
+	cmd.Flags().BoolVar(&o.once, "once", false, "end when all is delivered, and check the counts")
+	cmd.Flags().BoolVar(&o.json, "json", false, "with --once: print the result as JSON")
+	cmd.Flags().StringVar(&o.dir, "dir", "", "folder for streams, events and log, kept afterwards (default: a temporary one)")
+	cmd.Flags().Uint64Var(&o.seed, "seed", 1, "seed of the sample objects")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 3*time.Minute, "with --once: fail after this time")
+	return cmd
+}
+
+type demoOptions struct {
+	once, json bool
+	dir        string
+	seed       uint64
+	timeout    time.Duration
+}
+
+// demoResult is what --json prints.
+type demoResult struct {
+	Balanced bool          `json:"balanced"`
+	Problems []string      `json:"problems"`
+	Want     feed.Counts   `json:"want"`
+	Ledger   ledger.Report `json:"ledger"`
+	Seconds  float64       `json:"seconds"`
+}
+
+func runDemo(ctx context.Context, out io.Writer, o demoOptions) (err error) {
+	if o.json && !o.once {
+		return usageError{errors.New("--json goes with --once")}
+	}
+	if o.dir == "" {
+		if o.dir, err = os.MkdirTemp("", "penstock-demo-*"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(o.dir)) }()
+	} else if err := os.MkdirAll(o.dir, 0o750); err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(o.dir, "penstock.log"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+
+	world, err := cloud.Start(ctx, cloud.Options{AccessKeys: []string{demoKey}})
+	if err != nil {
+		return err
+	}
+	defer world.Close()
+	story := feed.Demo(o.seed)
+	queue, err := world.CreateQueue(story.Queue, nil)
+	if err != nil {
+		return err
+	}
+
+	file := demoFile(world, story, queue, o.dir)
+	file.Telemetry.Output = log
+	tel, err := telemetry.Setup(ctx, file.Telemetry)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tel.Shutdown(context.WithoutCancel(ctx)) }()
+	stages, stopStages := context.WithCancel(ctx)
+	defer stopStages()
+	p := newPipeline(file, topology.Stages, tel.Log)
+	if err := p.start(stages); err != nil {
+		return err
+	}
+	health, err := telemetry.Listen(ctx, file.Telemetry.Address, telemetry.Health{Ready: p.checks(), Timeout: file.Telemetry.CheckTimeout, Level: tel.Level})
+	if err != nil {
+		stopStages()
+		return errors.Join(err, p.wait())
+	}
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	go func() { _ = health.Run(serving) }()
+
+	d := &demo{options: o, out: out, world: world, story: story, fold: ledger.New(), began: time.Now()}
+	if !o.json {
+		fmt.Fprintf(out, "S3 and SQS     %s\nevents go to   %s\nlog            %s\nhealth         http://%s/readyz and /metrics\nlook inside    penstock topology show --store %s\n\n",
+			world.URL(), eventsPath(o.dir), log.Name(), health.Addr(), file.Bus.Store)
+	}
+	// Everything is told to the ledger, and the demo only reads that.
+	var watchers sync.WaitGroup
+	watchers.Go(func() {
+		followErr := p.buses[0].Follow(stages, topology.Span{Subject: "penstock.ledger.>"}, func(m topology.Stored) error { return addFacts(d.fold, m) })
+		if followErr != nil && stages.Err() == nil {
+			tel.Log.Error("the ledger cannot be followed", "err", followErr)
+		}
+	})
+	watchers.Go(func() { d.feed(stages) })
+	ended := make(chan error, 1)
+	go func() { ended <- p.group.Wait() }()
+	verdict := d.watch(ctx, ended)
+	stopStages()
+	watchers.Wait()
+	return errors.Join(verdict, p.wait())
+}
+
+const demoKey = "demo"
+
+func eventsPath(dir string) string { return filepath.Join(dir, "events.ndjson") }
+
+// demoFile is the configuration that a user would write for the demo's world.
+func demoFile(world *cloud.Cloud, story *feed.Scenario, queue, dir string) File {
+	file := defaults()
+	file.Bus.Store = filepath.Join(dir, "streams")
+	file.Bus.Disk = 2 * config.GiB
+	// The object that a notice announces and that is not there is waited for no
+	// longer than somebody who watches would.
+	file.Fetch.MissingKeyWait = 3 * time.Second
+	aws := awsclient.Config{
+		Region: world.Region(), AccessKey: demoKey, SecretKey: config.NewSecret("demo"), EndpointURL: world.URL(), PathStyle: true,
+	}
+	options, _ := sources.Catalog.Defaults("sqs")
+	sqs, ok := options.(*sources.SQSConfig)
+	if !ok {
+		panic("the source kind sqs has other options")
+	}
+	sqs.QueueURL, sqs.Region, sqs.Buckets, sqs.AWS, sqs.BucketAWS = queue, world.Region(), []string{story.Bucket}, aws, aws
+	sqs.WaitTime = 2 * time.Second
+	source := Source{Name: "demo", Type: "sqs", Options: sqs}
+	source.SetDefaults()
+	file.Sources = []Source{source}
+
+	options, _ = sinks.Catalog.Defaults("file")
+	fileSink, ok := options.(*sinks.FileConfig)
+	if !ok {
+		panic("the destination kind file has other options")
+	}
+	fileSink.Path = eventsPath(dir)
+	destination := deliver.Defaults()
+	destination.Name, destination.Type, destination.Options = "archive", "file", fileSink
+	file.Destinations = []deliver.Destination{destination}
+
+	file.Telemetry.Address = "127.0.0.1:0"
+	file.Telemetry.LogFormat = "json"
+	return file
+}
+
+// demo feeds the world and watches the ledger.
+type demo struct {
+	options demoOptions
+	out     io.Writer
+	world   *cloud.Cloud
+	story   *feed.Scenario
+	fold    *ledger.Fold
+	began   time.Time
+
+	mu     sync.Mutex
+	fed    bool
+	failed error
+}
+
+// feed tells the story step by step, and goes on with new objects unless --once.
+func (d *demo) feed(ctx context.Context) {
+	fail := func(err error) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if ctx.Err() == nil {
+			d.failed = err
+		}
+	}
+	for i := range d.story.Steps {
+		if err := feed.InstallStep(ctx, d.world, d.story, i); err != nil {
+			fail(err)
+			return
+		}
+	}
+	d.mu.Lock()
+	d.fed = true
+	d.mu.Unlock()
+	if d.options.once {
+		return
+	}
+	// More of the same until somebody stops it: a small object or two a second.
+	more := feed.CloudTrail(feed.Options{
+		Seed: d.options.seed + 1, Objects: 1 << 20, RecordsPerObject: feed.Sizes(200, 20, 1000, 5), DuplicateShare: 0.03, Bucket: d.story.Bucket,
+	})
+	if err := d.world.Notify(d.story.Bucket, cloud.Notification{Queue: d.story.Queue}); err != nil {
+		fail(err)
+		return
+	}
+	tick := time.NewTicker(700 * time.Millisecond)
+	defer tick.Stop()
+	for o := range more.All() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := d.world.Put(o.Bucket, o.Key, cloud.Object{Body: o.Body}); err != nil {
+			fail(err)
+			return
+		}
+	}
+}
+
+// watch prints a line a second, or a bar on a terminal, until the demo is over.
+func (d *demo) watch(ctx context.Context, ended <-chan error) error {
+	var bar *progressbar.ProgressBar
+	if f, ok := d.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) && d.options.once && !d.options.json {
+		bar = progressbar.NewOptions(d.story.Want.Unique, progressbar.OptionSetDescription("delivered"), progressbar.OptionShowCount(),
+			progressbar.OptionSetItsString("events"), progressbar.OptionShowIts(), progressbar.OptionSetWidth(30), progressbar.OptionThrottle(100*time.Millisecond))
+	}
+	timeout := time.NewTimer(d.options.timeout)
+	if !d.options.once {
+		timeout.Stop()
+	}
+	defer timeout.Stop()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	lastLine, lastDelivered := time.Now(), uint64(0)
+	for {
+		select {
+		case <-ctx.Done():
+			if d.options.once {
+				return errors.New("interrupted before all was delivered")
+			}
+			fmt.Fprintln(d.out)
+			r := d.fold.Report()
+			if r.Balanced {
+				return printReport(d.out, r, false)
+			}
+			// What was under way when it was stopped is no trouble.
+			r.Problems = nil
+			return printSums(d.out, r)
+		case err := <-ended:
+			if err == nil {
+				err = errors.New("the stages ended before the demo did")
+			}
+			return err
+		case <-timeout.C:
+			r := d.fold.Report()
+			if err := printReport(d.out, r, true); err != nil {
+				return err
+			}
+			return fmt.Errorf("not all was delivered within %s", d.options.timeout)
+		case <-tick.C:
+		}
+		d.mu.Lock()
+		fed, failed := d.fed, d.failed
+		d.mu.Unlock()
+		if failed != nil {
+			return failed
+		}
+		r := d.fold.Report()
+		delivered := confirmed(r)
+		switch {
+		case bar != nil:
+			_ = bar.Set(int(min(delivered, uint64(max(0, d.story.Want.Unique)))))
+		case !d.options.json && time.Since(lastLine) >= time.Second:
+			rate := float64(delivered-lastDelivered) / time.Since(lastLine).Seconds()
+			fmt.Fprintf(d.out, "%5.0fs  objects %d  records %d  unique %d  duplicates %d  quarantined %d  delivered %d  (%.0f/s)\n",
+				time.Since(d.began).Seconds(), r.Total.Pulls, r.Total.Records, r.Total.Unique, r.Total.Duplicates, sum(r.Total.Quarantined)+sum(r.Total.PullsQuarantined), delivered, rate)
+			lastLine, lastDelivered = time.Now(), delivered
+		}
+		if d.options.once && fed && d.settled(r) {
+			if bar != nil {
+				_ = bar.Finish()
+				fmt.Fprintln(d.out)
+			}
+			return d.finish(r)
+		}
+	}
+}
+
+func confirmed(r ledger.Report) (n uint64) {
+	for _, d := range r.Destinations {
+		n += d.Confirmed
+	}
+	return n
+}
+
+func sum(m map[string]uint64) (n uint64) {
+	for _, v := range m {
+		n += v
+	}
+	return n
+}
+
+// settled: the queue is empty, every message has been announced and nothing is
+// under way any more.
+func (d *demo) settled(r ledger.Report) bool {
+	q := d.world.Queue(d.story.Queue)
+	return q.Visible == 0 && q.InFlight == 0 && q.Delayed == 0 && r.Total.Open == 0 && r.Balanced &&
+		r.Total.Pulls >= d.story.Want.Pulls && confirmed(r) == r.Total.Logged
+}
+
+// finish prints the result and compares it with what was fed.
+func (d *demo) finish(r ledger.Report) error {
+	want := d.story.Want
+	problems := append([]string{}, r.Problems...)
+	compare := func(what string, got uint64, want int) {
+		if got != uint64(max(0, want)) {
+			problems = append(problems, fmt.Sprintf("%s: %d, but %d were fed", what, got, want))
+		}
+	}
+	compare("records", r.Total.Records, want.Records)
+	compare("unique events", r.Total.Unique, want.Unique)
+	compare("duplicates", r.Total.Duplicates, want.Duplicates)
+	compare("delivered", confirmed(r), want.Unique)
+	refused := 0
+	for _, n := range want.Quarantined {
+		refused += n
+	}
+	compare("quarantined", sum(r.Total.Quarantined)+sum(r.Total.PullsQuarantined), refused)
+	balanced := r.Balanced && len(problems) == 0
+	if d.options.json {
+		if err := writeJSON(d.out, demoResult{balanced, problems, want, r, time.Since(d.began).Seconds()}); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintf(d.out, "\n%d messages, %d objects fed; mishaps among them: %v\n", want.Messages, want.Objects, slices.Sorted(maps.Keys(want.Quarantined)))
+		if err := printReport(d.out, r, false); err != nil {
+			return err
+		}
+		for _, p := range problems[len(r.Problems):] {
+			fmt.Fprintln(d.out, "problem:", p)
+		}
+	}
+	if !balanced {
+		return errSilent
+	}
+	return nil
+}

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/penstock/penstock/services/fetch"
+	"github.com/penstock/penstock/services/ingest/sources"
+	"github.com/penstock/penstock/services/internal/awsclient"
+	"github.com/penstock/penstock/services/parse"
+	"github.com/penstock/penstock/services/parse/formats"
+	"github.com/penstock/penstock/topology"
+)
+
+// fetchDeps tells fetch how to read the buckets of each source.
+func (p *pipeline) fetchDeps(log *slog.Logger) fetch.Deps {
+	deps := fetch.Deps{Sources: map[string]fetch.Source{}, Choose: formats.Choose, Log: log}
+	for _, s := range p.file.Sources {
+		reader, ok := s.Options.(sources.ObjectReader)
+		if !ok {
+			continue // its notices name no objects
+		}
+		aws := reader.ObjectAWS()
+		deps.Sources[s.Name] = fetch.Source{
+			Format: s.Format.Type,
+			Allows: reader.Allows,
+			S3: func(ctx context.Context) (fetch.S3, error) {
+				return awsclient.S3(ctx, aws)
+			},
+			FollowRegion: aws.EndpointURL == "",
+		}
+	}
+	return deps
+}
+
+// parseDeps tells parse the format options of each source.
+func (p *pipeline) parseDeps(lanes uint32, bus *topology.Bus) parse.Deps {
+	deps := parse.Deps{
+		NewOutbox: func() topology.Outbox { return bus.NewOutbox(topology.Parse) },
+		Lanes:     lanes, Window: topology.ParseConsumer.Window / 2, Settings: map[string]formats.Setting{},
+	}
+	for _, s := range p.file.Sources {
+		deps.Settings[s.Name] = s.Format
+	}
+	return deps
+}

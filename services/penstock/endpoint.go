@@ -1,0 +1,38 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/penstock/penstock/services/demo/cloud"
+	"github.com/penstock/penstock/services/demo/feed"
+)
+
+// newEndpoint is the demo's world as a process of its own: for docker compose.
+func newEndpoint() *cobra.Command {
+	listen, seed := "127.0.0.1:4566", uint64(1)
+	cmd := &cobra.Command{
+		Use: "demo-endpoint", Args: exactly(0),
+		Short:   "Run the demo's S3 and SQS endpoint, with its sample objects and notices",
+		Long:    "Runs the S3 and SQS endpoint of the demo by itself, filled with the demo's sample\nobjects and the notices of them. It keeps all in memory. It is made for trying\npenstock out and checks no signatures: do not let strangers reach it.",
+		Example: "  penstock demo-endpoint --listen 127.0.0.1:4566",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := cloud.Start(cmd.Context(), cloud.Options{Addr: listen})
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			queue, err := feed.Install(cmd.Context(), c, feed.Demo(seed))
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "S3 and SQS at %s, notices in %s\n", c.URL(), queue)
+			<-cmd.Context().Done()
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&listen, "listen", listen, "address to listen at, host:port")
+	cmd.Flags().Uint64Var(&seed, "seed", seed, "seed of the sample objects")
+	return cmd
+}

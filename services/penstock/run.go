@@ -1,0 +1,377 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/dedupe"
+	"github.com/penstock/penstock/services/deliver"
+	"github.com/penstock/penstock/services/deliver/sinks"
+	"github.com/penstock/penstock/services/fetch"
+	"github.com/penstock/penstock/services/ingest"
+	"github.com/penstock/penstock/services/ingest/sources"
+	"github.com/penstock/penstock/services/internal/telemetry"
+	"github.com/penstock/penstock/services/parse"
+	"github.com/penstock/penstock/services/parse/formats"
+	"github.com/penstock/penstock/services/route"
+	"github.com/penstock/penstock/topology"
+)
+
+func newRun() *cobra.Command {
+	path, stage, nats := "penstock.yaml", "", ""
+	cmd := &cobra.Command{
+		Use: "run", Args: exactly(0),
+		Short: "Run all stages with a NATS server inside, or one stage against a NATS server",
+		Long: `Without --stage all six stages run in this process, each as it would alone. Without
+a NATS URL, in the configuration or in --nats, a server runs inside this process
+and keeps the streams in bus.store.
+
+The first SIGTERM or Ctrl-C stops reading and finishes what is in hand, within
+bus.drain_timeout; the second ends at once. Nothing is lost either way.`,
+		Example: `  penstock run --config penstock.yaml
+  penstock run --config penstock.yaml --stage parse --nats nats://nats:4222`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			file, err := loadFile(path)
+			if err != nil {
+				return err
+			}
+			if nats != "" {
+				file.Bus.URL = nats
+			}
+			stages := topology.Stages
+			if stage != "" {
+				if !slices.Contains(topology.Stages, topology.Stage(stage)) {
+					return usageError{fmt.Errorf("--stage %q: use one of %s", stage, stageList())}
+				}
+				if file.Bus.URL == "" {
+					return usageError{errors.New("--stage needs a NATS server that the stages share: set bus.url or --nats")}
+				}
+				stages = []topology.Stage{topology.Stage(stage)}
+			}
+			if len(file.Sources) == 0 && slices.Contains(stages, topology.Ingest) {
+				return usageError{fmt.Errorf("%s has no sources: nothing would be read", path)}
+			}
+			file.Telemetry.Identity = telemetry.Identity{Stage: stage}
+			return runFile(cmd.Context(), file, stages)
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", path, "configuration file")
+	cmd.Flags().StringVar(&stage, "stage", "", "run only this stage: "+stageList())
+	cmd.Flags().StringVar(&nats, "nats", "", "URL of the NATS servers, instead of the configuration's")
+	return cmd
+}
+
+func stageList() string {
+	names := make([]string, len(topology.Stages))
+	for i, s := range topology.Stages {
+		names[i] = string(s)
+	}
+	return strings.Join(names, ", ")
+}
+
+// runFile sets up telemetry and runs stages until ctx ends.
+func runFile(ctx context.Context, file File, stages []topology.Stage) (err error) {
+	tel, err := telemetry.Setup(ctx, file.Telemetry)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if flushErr := tel.Shutdown(context.WithoutCancel(ctx)); flushErr != nil {
+			tel.Log.Warn("last spans could not be sent", "err", flushErr)
+		}
+	}()
+	p := newPipeline(file, stages, tel.Log)
+	health, err := telemetry.Listen(ctx, file.Telemetry.Address, telemetry.Health{
+		Ready: p.checks(), Timeout: file.Telemetry.CheckTimeout, Private: file.Telemetry.PrivateAddress, Level: tel.Level,
+	})
+	if err != nil {
+		return err
+	}
+	// Health is served from before the first stage starts until the last has stopped.
+	served, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	serving := make(chan error, 1)
+	go func() { serving <- health.Run(served) }()
+	if err := p.start(ctx); err != nil {
+		stopServing()
+		return errors.Join(err, <-serving)
+	}
+	tel.Log.Info("penstock runs", "stages", stageNames(stages), "health", health.Addr(), "sources", len(file.Sources), "destinations", len(file.Destinations))
+	err = p.wait()
+	stopServing()
+	return errors.Join(err, <-serving)
+}
+
+func stageNames(stages []topology.Stage) string {
+	names := make([]string, len(stages))
+	for i, s := range stages {
+		names[i] = string(s)
+	}
+	return strings.Join(names, ",")
+}
+
+// pipeline is a set of stages that run in this process.
+type pipeline struct {
+	file     File
+	stages   []topology.Stage
+	log      *slog.Logger
+	instance string
+	embedded *topology.Embedded
+	buses    []*topology.Bus
+	group    *errgroup.Group
+	closers  []func(context.Context) error
+
+	// What the health page asks about, once it is there.
+	mu     sync.Mutex
+	keeper *topology.Bus
+	ingest *ingest.Ingest
+}
+
+func newPipeline(file File, stages []topology.Stage, log *slog.Logger) *pipeline {
+	host, _ := os.Hostname()
+	return &pipeline{file: file, stages: stages, log: log, instance: fmt.Sprintf("%s-%d", host, os.Getpid())}
+}
+
+// start brings the stages up: the server inside if there is one, the streams, one
+// connection for each stage, and the stages in the order of the flow. They run
+// until ctx ends; wait then waits for them.
+func (p *pipeline) start(ctx context.Context) (err error) {
+	file := p.file
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if file.Bus.URL == "" {
+		// The folder's lock keeps others out, so the name can be the same at each
+		// start: leases of the run before are ours at once.
+		p.instance = "embedded"
+		if p.embedded, err = topology.StartEmbedded(topology.EmbeddedOptions{
+			Dir: file.Bus.Store, Listen: file.Bus.Listen, Disk: int64(file.Bus.Disk), SyncInterval: file.Bus.SyncInterval, Log: p.log,
+		}); err != nil {
+			return err
+		}
+	}
+	keeper, err := p.connect(ctx, "keeper")
+	if err != nil {
+		return err
+	}
+	if _, err := keeper.Apply(ctx, file.Bus.limits(file.Dedupe.Lanes)); err != nil {
+		return err
+	}
+	var runs []func(context.Context) error
+	runs = append(runs, keeper.Keep, limitMemory)
+	for _, s := range p.stages {
+		bus, err := p.connect(ctx, string(s))
+		if err != nil {
+			return err
+		}
+		stageRuns, err := p.stage(ctx, s, bus)
+		if err != nil {
+			return fmt.Errorf("stage %s: %w", s, err)
+		}
+		runs = append(runs, stageRuns...)
+	}
+	// A stage that fails ends the others: a process is either whole or gone.
+	p.group, ctx = errgroup.WithContext(ctx)
+	for _, run := range runs {
+		p.group.Go(func() error { return run(ctx) })
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.keeper = keeper
+	return nil
+}
+
+// stageLog names the stage where several share a process; where there is one, all
+// its lines carry the name anyway.
+func (p *pipeline) stageLog(stage string) *slog.Logger {
+	if len(p.stages) == 1 {
+		return p.log
+	}
+	return p.log.With("stage", stage)
+}
+
+func (p *pipeline) connect(ctx context.Context, role string) (*topology.Bus, error) {
+	options := p.file.Bus.options(p.instance+"-"+role, p.stageLog(role))
+	if p.embedded != nil {
+		options = p.embedded.Connect(options)
+	}
+	bus, err := topology.Connect(ctx, options)
+	if err == nil {
+		p.buses = append(p.buses, bus)
+	}
+	return bus, err
+}
+
+// stage makes one stage and returns what has to run for it.
+func (p *pipeline) stage(ctx context.Context, s topology.Stage, bus *topology.Bus) ([]func(context.Context) error, error) {
+	log := p.stageLog(string(s))
+	switch s {
+	case topology.Ingest:
+		var all []sources.Source
+		for _, c := range p.file.Sources {
+			source, err := sources.Catalog.Open(ctx, c.Type, c.Options, sources.Deps{
+				Name: c.Name, Format: c.Format.Type, Choose: formats.Choose, Drain: p.file.Bus.DrainTimeout, Log: log,
+				NewOutbox: func() topology.Outbox { return bus.NewOutbox(topology.Ingest) },
+			})
+			if err != nil {
+				return nil, fmt.Errorf("source %s: %w", c.Name, err)
+			}
+			all = append(all, source)
+		}
+		i := ingest.New(all...)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.ingest = i
+		return []func(context.Context) error{i.Run}, nil
+	case topology.Fetch:
+		f, err := fetch.New(p.file.Fetch, p.fetchDeps(log))
+		if err != nil {
+			return nil, err
+		}
+		return consume(bus, topology.FetchConsumer, messages.DecodeNotice, f.Handle), nil
+	case topology.Parse:
+		lanes, err := bus.LaneCount(ctx)
+		if err != nil {
+			return nil, err
+		}
+		f, err := parse.New(p.file.Parse, p.parseDeps(lanes, bus))
+		if err != nil {
+			return nil, err
+		}
+		p.closers = append(p.closers, func(context.Context) error { f.Close(); return nil })
+		return consume(bus, topology.ParseConsumer, messages.DecodeFrame, f.Handle), nil
+	case topology.Dedupe:
+		d := dedupe.New(p.file.Dedupe, log)
+		return []func(context.Context) error{func(ctx context.Context) error { return d.Run(ctx, bus) }}, nil
+	case topology.Route:
+		r, err := route.New(route.Config{Rules: p.file.Routes}, route.Deps{Log: log})
+		if err != nil {
+			return nil, err
+		}
+		return consume(bus, topology.RouteConsumer, messages.DecodeFrame, r.Handle), nil
+	case topology.Deliver:
+		var runs []func(context.Context) error
+		for _, c := range p.file.Destinations {
+			run, err := p.destination(ctx, c, bus, log)
+			if err != nil {
+				return nil, fmt.Errorf("destination %s: %w", c.Name, err)
+			}
+			runs = append(runs, run)
+		}
+		return runs, nil
+	}
+	return nil, fmt.Errorf("no stage is called %q", s)
+}
+
+func consume[T any](bus *topology.Bus, c topology.Consumer, decode func([]byte) (T, error), h topology.Handler[T]) []func(context.Context) error {
+	return []func(context.Context) error{func(ctx context.Context) error { return topology.Consume(ctx, bus, c, decode, h) }}
+}
+
+// destination makes the reader of the event log for one destination.
+func (p *pipeline) destination(ctx context.Context, c deliver.Destination, bus *topology.Bus, log *slog.Logger) (func(context.Context) error, error) {
+	log = log.With("destination", c.Name)
+	sink, err := sinks.Catalog.Open(ctx, c.Type, c.Options, sinks.Deps{Destination: c.Name, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	consumer := topology.DeliverConsumer(c.Name, c.Types, c.FromNow)
+	d, err := deliver.New(c, sink, deliver.Deps{Log: log, Window: consumer.Window})
+	if err != nil {
+		return nil, errors.Join(err, sink.Close())
+	}
+	p.closers = append(p.closers, d.Close)
+	return func(ctx context.Context) error {
+		if err := announce(ctx, bus, consumer, c); err != nil {
+			return err
+		}
+		// What stands still in front of a dead destination need not be waited for.
+		defer context.AfterFunc(ctx, d.Drain)()
+		return topology.Consume(ctx, bus, consumer, messages.DecodeFrame, d.Handle)
+	}, nil
+}
+
+// announce tells the ledger what a destination asks for and from where on, so
+// that it knows what to expect of it.
+func announce(ctx context.Context, bus *topology.Bus, consumer topology.Consumer, c deliver.Destination) error {
+	first, err := bus.Begin(ctx, consumer)
+	if err == nil {
+		out := bus.NewOutbox(topology.Deliver)
+		out.Fact(&messages.Fact{Kind: &messages.Fact_Destination{Destination: &messages.Destination{Name: c.Name, Types: c.Types, First: first}}})
+		err = out.Flush(ctx)
+	}
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // asked to stop
+	}
+	return err
+}
+
+// errStarting is what the health page says of what is not there yet.
+var errStarting = errors.New("starting")
+
+// checks are what /readyz asks.
+func (p *pipeline) checks() map[string]func(context.Context) error {
+	now := func() (*topology.Bus, *ingest.Ingest) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.keeper, p.ingest
+	}
+	checks := map[string]func(context.Context) error{"bus": func(ctx context.Context) error {
+		bus, _ := now()
+		if bus == nil {
+			return errStarting
+		}
+		return bus.Ready(ctx)
+	}}
+	if slices.Contains(p.stages, topology.Ingest) {
+		for _, s := range p.file.Sources {
+			checks["source "+s.Name] = func(context.Context) error {
+				_, i := now()
+				if i == nil {
+					return errStarting
+				}
+				return i.Health()[s.Name]
+			}
+		}
+	}
+	return checks
+}
+
+// wait returns when all stages have stopped, and closes what they used.
+func (p *pipeline) wait() error {
+	err := p.group.Wait()
+	p.close()
+	if code := fault.CodeOf(err); err != nil && (code == "bus.drain_timeout" || code == "ingest.drain_expired") {
+		return fmt.Errorf("%w: %w", errDrained, err)
+	}
+	return err
+}
+
+// close ends sinks, then connections, then the server: each needs the next.
+func (p *pipeline) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, c := range p.closers {
+		if err := c(ctx); err != nil {
+			p.log.Warn("destination did not close cleanly", "err", err)
+		}
+	}
+	for _, b := range p.buses {
+		b.Close()
+	}
+	if p.embedded != nil {
+		p.embedded.Stop()
+	}
+}
