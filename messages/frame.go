@@ -23,6 +23,8 @@ const (
 	// records, and bytes before compression, whichever comes first.
 	TargetCount = 1000
 	TargetBody  = 1 << 20
+	// MaxHead caps Header.Head, in bytes.
+	MaxHead = 64 << 10
 )
 
 // frameVersion is what Builder writes and the newest that DecodeFrame reads. A
@@ -54,6 +56,7 @@ const (
 	fieldRegions     protowire.Number = 18
 	fieldRegionOf    protowire.Number = 19
 	fieldLengths     protowire.Number = 20
+	fieldHeader      protowire.Number = 21
 	fieldBodySize    protowire.Number = 30
 	fieldBody        protowire.Number = 31
 )
@@ -110,6 +113,9 @@ type Header struct {
 	Lane, FrameNo                     uint32
 	// FirstRecord is the ordinal of the first record. RECORDS only.
 	FirstRecord uint64
+	// Head is the line that names the columns of the records, at most MaxHead
+	// bytes; nil where the format has none. RECORDS only. The builder keeps it.
+	Head []byte
 }
 
 // Builder makes one frame after the other, either of events (Add) or of raw
@@ -307,7 +313,7 @@ func (b *Builder) headSize() int {
 	n += len(b.origins) + len(b.ids) + b.count + len(b.times) + len(b.originOf) + len(b.records) +
 		len(b.accountOf) + len(b.regionOf) + len(b.lengths)
 	n += b.accounts.size + perField*len(b.accounts.names) + b.regions.size + perField*len(b.regions.names)
-	return n + perField*int(fieldBody)
+	return n + len(b.h.Head) + perField*int(fieldBody)
 }
 
 func (b *Builder) appendHead(dst []byte) []byte {
@@ -339,7 +345,8 @@ func (b *Builder) appendHead(dst []byte) []byte {
 	}
 	dst = b.accounts.append(dst, fieldAccounts, fieldAccountOf, b.accountOf)
 	dst = b.regions.append(dst, fieldRegions, fieldRegionOf, b.regionOf)
-	return appendBytes(dst, fieldLengths, b.lengths)
+	dst = appendBytes(dst, fieldLengths, b.lengths)
+	return appendBytes(dst, fieldHeader, b.h.Head)
 }
 
 // appendBody compresses straight into dst, which has the room.

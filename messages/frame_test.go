@@ -57,7 +57,7 @@ func (in input) frame() *Frame {
 	h := in.header
 	f := &Frame{
 		Version: 1, Source: h.Source, Format: h.Format, EventType: h.EventType, Lane: h.Lane, Origins: in.origins,
-		FrameNo: h.FrameNo, FirstRecord: h.FirstRecord, Replay: h.Replay, Count: uint32(len(in.events) + len(in.records)),
+		FrameNo: h.FrameNo, FirstRecord: h.FirstRecord, Replay: h.Replay, Header: h.Head, Count: uint32(len(in.events) + len(in.records)),
 	}
 	var body []byte
 	var lastTime int64
@@ -145,6 +145,9 @@ func randomInput(r *rand.Rand) input {
 			in.records = append(in.records, doc())
 		}
 		in.origins = []*Origin{testOrigin(0)}
+		if r.IntN(3) == 0 {
+			in.header.Head = doc()
+		}
 		if r.IntN(2) == 0 {
 			in.skip = make([]uint64, n)
 			for i := range in.skip {
@@ -219,11 +222,15 @@ func checkView(t *testing.T, v *View, f *Frame, cols *Columns, body *[]byte) {
 		lane, frameNo                     uint32
 		firstRecord                       uint64
 		bodySize                          int
+		columns                           string
 	}
-	got := head{v.Len(), v.Source(), v.Format(), v.EventType(), v.Replay(), v.Lane(), v.FrameNo(), v.FirstRecord(), v.BodySize()}
+	got := head{
+		v.Len(), v.Source(), v.Format(), v.EventType(), v.Replay(), v.Lane(), v.FrameNo(), v.FirstRecord(), v.BodySize(),
+		string(v.Head()),
+	}
 	want := head{
 		int(f.GetCount()), f.GetSource(), f.GetFormat(), f.GetEventType(), f.GetReplay(), f.GetLane(), f.GetFrameNo(),
-		f.GetFirstRecord(), int(f.GetBodySize()),
+		f.GetFirstRecord(), int(f.GetBodySize()), string(f.GetHeader()),
 	}
 	if got != want {
 		t.Fatalf("head %+v, want %+v", got, want)

@@ -46,6 +46,10 @@ var goldens = []struct {
 		"frame_of_records_with_gaps.v1", func() proto.Message { return gapsInput().frame() },
 		func() []byte { return encode1(gapsInput()) }, decodeBoth,
 	},
+	{
+		"frame_of_records_with_header.v1", func() proto.Message { return headInput().frame() },
+		func() []byte { return encode1(headInput()) }, decodeBoth,
+	},
 }
 
 // decodeBoth reads a frame by the view and returns it by the generated code.
@@ -64,6 +68,12 @@ func decodeBoth(b []byte) (proto.Message, error) {
 func gapsInput() input {
 	in := recordsInput()
 	in.skip = []uint64{0, 1, 5}
+	return in
+}
+
+func headInput() input {
+	in := recordsInput()
+	in.header.Head = []byte("version account-id interface-id")
 	return in
 }
 

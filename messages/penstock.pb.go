@@ -200,8 +200,8 @@ func (Fetched_End) EnumDescriptor() ([]byte, []int) {
 	return file_penstock_proto_rawDescGZIP(), []int{7, 0}
 }
 
-// Origin names the one upstream thing that records came from: an S3 object, or
-// an SQS message whose body holds the events.
+// Origin names the one upstream thing that records came from: an S3 object, an
+// SQS message whose body holds the events, or the answer to one call of an API.
 type Origin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// pull identifies one announcement of one thing, 16 bytes. It is derived from
@@ -221,7 +221,17 @@ type Origin struct {
 	// created is when the thing came to be (object created, message sent), Unix ns.
 	Created int64 `protobuf:"varint,9,opt,name=created,proto3" json:"created,omitempty"`
 	// received is when penstock first saw it, Unix ns.
-	Received      int64 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
+	Received int64 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
+	// api and resource name what was read where there is neither object nor
+	// queue: the call ("cloudtrail:LookupEvents", "http") and what it was asked
+	// for (a time slot, a log group, a path).
+	Api      string `protobuf:"bytes,11,opt,name=api,proto3" json:"api,omitempty"`
+	Resource string `protobuf:"bytes,12,opt,name=resource,proto3" json:"resource,omitempty"`
+	// account and region of the queue, the API or the bucket, as far as the source
+	// knows them; outside AWS account is the tenant. They hold for records that do
+	// not tell their own.
+	Account       string `protobuf:"bytes,13,opt,name=account,proto3" json:"account,omitempty"`
+	Region        string `protobuf:"bytes,14,opt,name=region,proto3" json:"region,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -324,6 +334,34 @@ func (x *Origin) GetReceived() int64 {
 		return x.Received
 	}
 	return 0
+}
+
+func (x *Origin) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *Origin) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *Origin) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *Origin) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
 }
 
 // Notice asks for one S3 object to be fetched. Stream NOTICES.
@@ -450,6 +488,9 @@ type Frame struct {
 	RegionOf  []uint32 `protobuf:"varint,19,rep,packed,name=region_of,json=regionOf,proto3" json:"region_of,omitempty"`
 	// lengths: bytes of each document in the body, also where the body is absent.
 	Lengths []uint32 `protobuf:"varint,20,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
+	// header is the line of the object that names the columns of the records here,
+	// for formats that have one. At most 64 KiB. RECORDS only.
+	Header []byte `protobuf:"bytes,21,opt,name=header,proto3" json:"header,omitempty"`
 	// body_size: bytes of all documents together, before compression.
 	BodySize uint64 `protobuf:"varint,30,opt,name=body_size,json=bodySize,proto3" json:"body_size,omitempty"`
 	// body: the documents one after the other, as one S2 block. Absent when every
@@ -625,6 +666,13 @@ func (x *Frame) GetRegionOf() []uint32 {
 func (x *Frame) GetLengths() []uint32 {
 	if x != nil {
 		return x.Lengths
+	}
+	return nil
+}
+
+func (x *Frame) GetHeader() []byte {
+	if x != nil {
+		return x.Header
 	}
 	return nil
 }
@@ -1696,7 +1744,7 @@ var File_penstock_proto protoreflect.FileDescriptor
 
 const file_penstock_proto_rawDesc = "" +
 	"\n" +
-	"\x0epenstock.proto\x12\vpenstock.v1\"\xf7\x01\n" +
+	"\x0epenstock.proto\x12\vpenstock.v1\"\xd7\x02\n" +
 	"\x06Origin\x12\x12\n" +
 	"\x04pull\x18\x01 \x01(\fR\x04pull\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -1709,13 +1757,17 @@ const file_penstock_proto_rawDesc = "" +
 	"message_id\x18\b \x01(\tR\tmessageId\x12\x18\n" +
 	"\acreated\x18\t \x01(\x03R\acreated\x12\x1a\n" +
 	"\breceived\x18\n" +
-	" \x01(\x03R\breceived\"\x99\x01\n" +
+	" \x01(\x03R\breceived\x12\x10\n" +
+	"\x03api\x18\v \x01(\tR\x03api\x12\x1a\n" +
+	"\bresource\x18\f \x01(\tR\bresource\x12\x18\n" +
+	"\aaccount\x18\r \x01(\tR\aaccount\x12\x16\n" +
+	"\x06region\x18\x0e \x01(\tR\x06region\"\x99\x01\n" +
 	"\x06Notice\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12+\n" +
 	"\x06origin\x18\x02 \x01(\v2\x13.penstock.v1.OriginR\x06origin\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x1c\n" +
 	"\tsequencer\x18\x04 \x01(\tR\tsequencer\x12\x16\n" +
-	"\x06region\x18\x05 \x01(\tR\x06region\"\xd1\x04\n" +
+	"\x06region\x18\x05 \x01(\tR\x06region\"\xe9\x04\n" +
 	"\x05Frame\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\x12\x16\n" +
@@ -1739,7 +1791,8 @@ const file_penstock_proto_rawDesc = "" +
 	"account_of\x18\x11 \x03(\rR\taccountOf\x12\x18\n" +
 	"\aregions\x18\x12 \x03(\tR\aregions\x12\x1b\n" +
 	"\tregion_of\x18\x13 \x03(\rR\bregionOf\x12\x18\n" +
-	"\alengths\x18\x14 \x03(\rR\alengths\x12\x1b\n" +
+	"\alengths\x18\x14 \x03(\rR\alengths\x12\x16\n" +
+	"\x06header\x18\x15 \x01(\fR\x06header\x12\x1b\n" +
 	"\tbody_size\x18\x1e \x01(\x04R\bbodySize\x12\x12\n" +
 	"\x04body\x18\x1f \x01(\fR\x04body\"\xca\x05\n" +
 	"\n" +

@@ -35,6 +35,7 @@ type View struct {
 	times, originOf, records, accountOf, regionOf, lengths []byte
 	origins, accounts, regions                             int
 
+	head     []byte
 	bodySize uint64
 	body     []byte
 }
@@ -179,6 +180,8 @@ func (v *View) scanBytes(f field) error {
 		v.ids = f.val
 	case fieldFates:
 		v.fates = f.val
+	case fieldHeader:
+		v.head = f.val
 	case fieldBody:
 		v.body = f.val
 	default:
@@ -244,6 +247,9 @@ func (v *View) check() error {
 		return errors.New("no origin")
 	}
 	events := len(v.ids) != 0
+	if len(v.head) > MaxHead {
+		return fmt.Errorf("a header of %d bytes, more than %d", len(v.head), MaxHead)
+	}
 	for _, c := range [...]struct {
 		name      string
 		col       []byte
@@ -367,6 +373,10 @@ func (v *View) FrameNo() uint32 { return v.frameNo }
 
 // FirstRecord returns the ordinal of the first record. RECORDS only.
 func (v *View) FirstRecord() uint64 { return v.firstRecord }
+
+// Head returns the line that names the columns of the records, nil where there is
+// none: a slice of the frame. RECORDS only.
+func (v *View) Head() []byte { return v.head }
 
 // BodySize returns the bytes of all documents before compression, also where the
 // body was left away.
