@@ -79,6 +79,8 @@ func choose(configured, key string, head []byte) (string, framing.Framing, strin
 		panic("a bug in a format")
 	case configured == "lines":
 		return "text", framing.Framing{Kind: framing.Lines}, ""
+	case configured == "fields":
+		return "text", framing.Framing{Kind: framing.Lines, Header: framing.Directives}, ""
 	case strings.Contains(key, "/CloudTrail-Digest/"):
 		return "cloudtrail", framing.Framing{}, "parse.cloudtrail_digest"
 	case configured == "json":
@@ -115,7 +117,7 @@ func newStage(tb testing.TB, change func(*Config)) *stage {
 		change(&cfg)
 	}
 	deps := Deps{Choose: choose, Sources: map[string]Source{}}
-	for _, format := range []string{"", "json", "lines", "panic"} {
+	for _, format := range []string{"", "json", "lines", "fields", "panic"} {
 		deps.Sources["trail"+format] = Source{
 			Format: format, Allows: func(b string) bool { return b == bucket },
 			S3: func(context.Context) (S3, error) { return s.api, nil },
@@ -689,6 +691,24 @@ func TestFramesAreTheSameEachTime(t *testing.T) {
 		if fa, fb := got.fetched, again.fetched; fa.GetRecords() != uint64(len(tt.recs)) || fa.GetRecords() != fb.GetRecords() || fa.GetBytes() == 0 ||
 			fa.GetRawBytes() != uint64(len(trail(tt.recs...))) || !maps.Equal(fa.GetQuarantined(), fb.GetQuarantined()) {
 			t.Errorf("%s: the ledger gets %v, then %v", tt.key, fa, fb)
+		}
+	}
+}
+
+// Every frame of records has the header that names their columns, and one only.
+// covers: F-11, F-21
+func TestFramesCarryTheHeader(t *testing.T) {
+	s := newStage(t, nil)
+	put(t, s.cloud, "log", cloud.Object{Body: pack(t, "#Version: 1.0\n#Fields: a b\n1 2\n3 4\n#Fields: a c\n"+strings.Repeat("5 6\n", 1500))})
+	out := &topology.Recorder{}
+	got := s.handleCtx(t.Context(), t, notice("trailfields", "log"), out)
+	if !slices.Equal(got.frames, []int{2, 1000, 500}) {
+		t.Fatalf("frames of %v records, %v", got.frames, got.err)
+	}
+	for i, want := range []string{"#Fields: a b", "#Fields: a c", "#Fields: a c"} {
+		v, err := messages.DecodeFrame(out.Messages()[i].Data)
+		if err != nil || string(v.Head()) != want {
+			t.Errorf("frame %d has the header %q, want %q, %v", i, v.Head(), want, err)
 		}
 	}
 }

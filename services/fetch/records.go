@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -91,7 +92,7 @@ func (j *job) read(ctx context.Context, src *source, r *reader) error {
 		}
 		return enlarge()
 	}}
-	if fr.Kind == framing.Lines {
+	if fr.Kind == framing.Lines || fr.Kind == framing.CSV {
 		limits.Record = int64(f.cfg.MaxLine)
 	}
 	r.split.Reset(fr, r, limits)
@@ -142,7 +143,7 @@ func (j *job) cut(ctx context.Context, s *framing.Splitter) error {
 			return badErr
 		}
 		if held = bad; bad == nil {
-			if err := j.cutter.add(ctx, rec, s.Offset()); err != nil {
+			if err := j.cutter.add(ctx, rec, s.Header(), s.Offset()); err != nil {
 				return err
 			}
 		}
@@ -218,6 +219,8 @@ type cutter struct {
 	open  bool // frame has a header
 	pull  string
 	topic string
+	// header of the records in frame.
+	header []byte
 
 	frames   uint32
 	ordinal  uint64 // of the next record
@@ -230,16 +233,21 @@ func (c *cutter) begin(j *job, frame *messages.Builder) {
 	*c = cutter{job: j, frame: frame, pull: hex.EncodeToString(j.origin.GetPull()) + "/", topic: topology.RecordSubject(j.origin.GetSource())}
 }
 
-// add takes a record that begins at offset of the raw object.
-func (c *cutter) add(ctx context.Context, rec []byte, offset int64) error {
-	if c.frame.Len() > 0 && c.open && c.frame.BodySize()+len(rec) > messages.TargetBody {
+// add takes a record that begins at offset of the raw object and has its columns
+// named by header.
+func (c *cutter) add(ctx context.Context, rec, header []byte, offset int64) error {
+	full := c.frame.BodySize()+len(rec) > messages.TargetBody || !bytes.Equal(header, c.header)
+	if c.frame.Len() > 0 && c.open && full {
 		if err := c.flush(ctx, ""); err != nil {
 			return err
 		}
 	}
 	if !c.open {
 		j := c.job
-		c.frame.Reset(messages.Header{Source: j.origin.GetSource(), Format: j.format, FrameNo: c.frames, FirstRecord: c.ordinal})
+		c.header = header
+		c.frame.Reset(messages.Header{
+			Source: j.origin.GetSource(), Format: j.format, FrameNo: c.frames, FirstRecord: c.ordinal, Head: header,
+		})
 		c.frame.Origin(j.origin)
 		c.open = true
 	}

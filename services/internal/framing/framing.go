@@ -6,7 +6,7 @@
 // [Limits.Record].
 // Out:    every record in order, byte for byte as it came, and a [*Bad] for each
 // stretch that is not a record. Both tell their offset; together with the
-// separators they cover the input.
+// separators, headers and directives they cover the input.
 // Errors: those of the reader, after all that was whole has come out.
 // State:  one buffer, reused. A [Splitter] is not safe for concurrent use.
 //
@@ -42,6 +42,8 @@ const (
 	// object. Other keys are stepped over. Several top-level objects may follow
 	// one another. A top-level array is taken as well.
 	Array
+	// CSV is lines in which a line feed between double quotes ends nothing.
+	CSV
 )
 
 func (k Kind) String() string {
@@ -54,6 +56,8 @@ func (k Kind) String() string {
 		return "values"
 	case Array:
 		return "array"
+	case CSV:
+		return "csv"
 	}
 	return "unknown"
 }
@@ -64,7 +68,30 @@ type Framing struct {
 	// Key of the array in the top-level object, for Kind Array; "" means that
 	// the top level is the array.
 	Key string
+	// Header tells which lines are no records. For Kinds Lines and CSV.
+	Header Header
+	// Explode is the path of an array within each value, its keys with dots
+	// between them: a value whose array has several elements becomes a record per
+	// element, each the whole value with only that element. "" for none.
+	Explode string
 }
+
+// Header tells where the names of the columns stand.
+type Header uint8
+
+// The headers. What is a header or a directive is no record and no bad span.
+const (
+	// NoHeader: every line is a record.
+	NoHeader Header = iota
+	// FirstLine: the first line that is not empty is the header.
+	FirstLine
+	// Directives: lines that begin with # are directives. The last one that begins
+	// with "#Fields:" is the header.
+	Directives
+)
+
+// MaxHeader is the longest header line that is taken for one. Unit: bytes.
+const MaxHeader = 64 << 10
 
 // Limits bound what a hostile input can cost. Zero means the default.
 type Limits struct {
@@ -114,6 +141,9 @@ var (
 	// ErrTruncated: the input ended inside a record or before its array was closed.
 	ErrTruncated = fault.Define("framing.truncated", fault.Reject,
 		"have the object written again in full; redrive it then")
+	// ErrHeader: a header line above MaxHeader.
+	ErrHeader = fault.Define("framing.header_too_large", fault.Reject,
+		"check the format of the source: the line that should name the columns is longer than any known one")
 	// ErrNoArray: the top-level object ended without the array.
 	ErrNoArray = fault.Define("framing.no_array", fault.Reject,
 		"check the format of the source: the object does not have the array that this format keeps its records in")

@@ -40,6 +40,9 @@ type Splitter struct {
 	found bool   // the array of this top-level object was met
 	topAt int64  // where this top-level object began, or what is left of it
 	keys  []string
+
+	headed bool   // the first line was met
+	header []byte // a copy, made anew for each header
 }
 
 // place is where in the input the splitter stands between two records.
@@ -79,6 +82,11 @@ func (s *Splitter) Offset() int64 { return s.off }
 // Keys returns the keys of the top-level object met so far, with an array under
 // a key: at most 32, each at most 128 bytes, as written. It is valid until Reset.
 func (s *Splitter) Keys() []string { return s.keys }
+
+// Header is the line that names the columns of the record that Next returned
+// last, nil where there is none. It is a copy that stays as it is; another header
+// is another copy.
+func (s *Splitter) Header() []byte { return s.header }
 
 // Next returns the next record, a slice of the splitter's buffer that is valid
 // until the next call. The error is a *Bad for a span that is not a record
@@ -216,7 +224,7 @@ func (s *Splitter) open() {
 		s.f = s.sniff()
 	}
 	switch s.f.Kind {
-	case Lines:
+	case Lines, CSV:
 		s.at = inLines
 	case Array:
 		s.at = atTop
@@ -500,13 +508,48 @@ func (s *Splitter) line() ([]byte, error) {
 			line = line[: n-1 : n-1]
 		}
 		if len(line) > 0 {
-			return line, nil
+			record, bad := s.judge(line)
+			if bad != nil {
+				return nil, bad
+			}
+			if record {
+				return line, nil
+			}
 		}
 		if s.start = s.pos; s.at == atEnd {
 			s.off = s.base + int64(s.end)
 			return nil, s.err
 		}
 	}
+}
+
+// judge tells whether a line is a record, and keeps it when it is the header.
+func (s *Splitter) judge(line []byte) (record bool, bad *Bad) {
+	switch s.f.Header {
+	case FirstLine:
+		if s.headed {
+			return true, nil
+		}
+		s.headed = true
+	case Directives:
+		if line[0] != '#' {
+			return true, nil
+		}
+		if !bytes.HasPrefix(line, []byte("#Fields:")) {
+			return false, nil
+		}
+	default:
+		return true, nil
+	}
+	if len(line) > MaxHeader {
+		s.header = nil
+		return false, &Bad{
+			Offset: s.off, Length: int64(len(line)), Bytes: s.head(len(line)),
+			Kind: ErrHeader, Reason: "the line that should name the columns is longer than allowed",
+		}
+	}
+	s.header = bytes.Clone(line)
+	return false, nil
 }
 
 // largeLine steps over a line above the limit.

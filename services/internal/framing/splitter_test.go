@@ -364,6 +364,50 @@ type chunks struct {
 
 func (c chunks) Read(p []byte) (int, error) { return c.r.Read(p[:min(len(p), c.n)]) }
 
+// Header lines are no records, and name the columns of those that follow.
+// covers: F-11 (map by the #Fields line), F-21 (header line)
+func TestHeader(t *testing.T) {
+	first := framing.Framing{Kind: framing.Lines, Header: framing.FirstLine}
+	directives := framing.Framing{Kind: framing.Lines, Header: framing.Directives}
+	long := strings.Repeat("x", framing.MaxHeader+1)
+	tests := []struct {
+		name string
+		f    framing.Framing
+		in   string
+		want []string // header and record; a bad span as its code
+	}{
+		{"none", lines, "#a\nb", []string{" #a", " b"}},
+		{"first line", first, "\n\na b\n1 2\n#3 4\n", []string{"a b 1 2", "a b #3 4"}},
+		{"only a first line", first, "a b\n", nil},
+		{"first line too long", first, long + "\n1 2\n", []string{"framing.header_too_large", " 1 2"}},
+		{"no directives", directives, "1 2\n", []string{" 1 2"}},
+		{"directives", directives, "#Version: 1.0\n#Fields: a b\n1 2\n3 4\n", []string{"#Fields: a b 1 2", "#Fields: a b 3 4"}},
+		{"directives again", directives, "#Fields: a\n1\n#Fields: b\n2\n#Date: x\n3", []string{"#Fields: a 1", "#Fields: b 2", "#Fields: b 3"}},
+		{"fields too long", directives, "#Fields: a\n1\n#Fields: " + long + "\n2\n", []string{"#Fields: a 1", "framing.header_too_large", " 2"}},
+	}
+	for _, tt := range tests {
+		for _, n := range []int{1, 7, 1 << 20} {
+			var got []string
+			s := framing.New(tt.f, chunks{strings.NewReader(tt.in), n}, framing.Limits{})
+			for {
+				rec, err := s.Next()
+				var bad *framing.Bad
+				if errors.As(err, &bad) {
+					got = append(got, bad.Kind.Code)
+					continue
+				}
+				if err != nil {
+					break
+				}
+				got = append(got, string(s.Header())+" "+string(rec))
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("%s, reads of %d bytes: %.200q, want %q", tt.name, n, got, tt.want)
+			}
+		}
+	}
+}
+
 func FuzzSplit(f *testing.F) {
 	var big bytes.Buffer
 	big.WriteString(`{"x":{"y":[1,2]},"Records":[`)
