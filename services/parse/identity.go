@@ -2,6 +2,7 @@ package parse
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"slices"
 	"time"
@@ -60,10 +61,22 @@ func (p *place) reset(o *messages.Origin, window time.Duration) {
 //     which the message was sent, of the length of BodyWindow. So a producer that
 //     sends a message again is caught, and two equal events of different hours
 //     are two. With a BodyWindow of 0: queue, message id and ordinal.
-func (p *place) id(record uint64, doc []byte) messages.ID {
+//   - In the answer of an API or the body of a request: the pull and the ordinal.
+//
+// Where the format says that the content is the identity, because its rows come
+// by several ways and again and again: format and canonical document.
+func (p *place) id(record uint64, d *formats.Doc, format []byte) messages.ID {
+	doc := d.Body
 	ordinal, stretch := p.numbers[:8], p.numbers[8:]
 	binary.BigEndian.PutUint64(ordinal, record)
 	switch {
+	case d.ByContent:
+		p.canonical = appendCanonical(p.canonical[:0], doc, 0)
+		p.parts = [...][]byte{format, p.canonical, nil, nil}
+		return newID(p.parts[:2]...)
+	case p.origin.GetApi() != "":
+		p.parts = [...][]byte{p.origin.GetPull(), ordinal, nil, nil}
+		return newID(p.parts[:2]...)
 	case len(p.key) > 0:
 		state := p.state
 		if len(state) == 0 {
@@ -93,14 +106,17 @@ func (p *place) observed() int64 {
 	return time.Now().UnixNano()
 }
 
-// fill gives d the account and region that the key tells, where the record does
-// not.
+// fill gives d the account and region that the key tells, else the source, where
+// the record does not.
 func (p *place) fill(d *formats.Doc, f formats.Format) {
-	if d.Account != "" && d.Region != "" || f.Place == nil {
+	if d.Account != "" && d.Region != "" {
 		return
 	}
 	if !p.looked {
-		p.account, p.region = f.Place(p.origin.GetKey())
+		if f.Place != nil {
+			p.account, p.region = f.Place(p.origin.GetKey())
+		}
+		p.account, p.region = cmp.Or(p.account, p.origin.GetAccount()), cmp.Or(p.region, p.origin.GetRegion())
 		p.looked = true
 	}
 	if d.Account == "" {

@@ -25,6 +25,11 @@ func TestID(t *testing.T) {
 		change(o)
 		return o
 	}
+	answer := func(change func(*messages.Origin)) *messages.Origin {
+		o := &messages.Origin{Pull: []byte("p"), Api: "http", Resource: "/in"}
+		change(o)
+		return o
+	}
 	same := func(*messages.Origin) {}
 	const doc = `{"b":1,"a":[1, 2.50]}`
 	tests := []struct {
@@ -70,6 +75,10 @@ func TestID(t *testing.T) {
 		{name: "no window: redelivered", a: message(same), b: message(func(o *messages.Origin) { o.Pull = []byte("p2") }), equal: true},
 		{name: "no window: sent again", a: message(same), b: message(func(o *messages.Origin) { o.MessageId = "m2" })},
 		{name: "no window: equal events in one message", a: message(same), b: message(same), record: 1},
+
+		{name: "answered again", a: answer(same), b: answer(same), equal: true},
+		{name: "another place in the answer", a: answer(same), b: answer(same), record: 1},
+		{name: "another answer with the same content", a: answer(same), b: answer(func(o *messages.Origin) { o.Pull = []byte("p2") })},
 	}
 	for _, tt := range tests {
 		var a, b place
@@ -79,9 +88,33 @@ func TestID(t *testing.T) {
 		if docB == "" {
 			docB = doc
 		}
-		if equal := a.id(0, []byte(doc)) == b.id(tt.record, []byte(docB)); equal != tt.equal {
+		if equal := a.id(0, docOf(doc), nil) == b.id(tt.record, docOf(docB), nil); equal != tt.equal {
 			t.Errorf("%s: equal ids %v, want %v", tt.name, equal, tt.equal)
 		}
+	}
+}
+
+func docOf(s string) *formats.Doc { return &formats.Doc{Body: []byte(s)} }
+
+// Rows that come by several ways are the same by their content.
+// covers: F-0 (dedupe id, rule 4), CEN-8, CEN-35
+func TestIDByContent(t *testing.T) {
+	var pulled, queued, object place
+	pulled.reset(&messages.Origin{Pull: []byte("p"), Api: "censornet"}, time.Minute)
+	queued.reset(&messages.Origin{Pull: []byte("q"), Queue: "q", MessageId: "m"}, 0)
+	object.reset(&messages.Origin{Pull: []byte("o"), Bucket: "b", Key: "k"}, 0)
+	row := &formats.Doc{Body: []byte(`{"utc_timestamp":"2026-01-05 12:20:24.010832","a":1}`), ByContent: true}
+	turned := &formats.Doc{Body: []byte(`{"a":1, "utc_timestamp":"2026-01-05 12:20:24.010832"}`), ByContent: true}
+	id := pulled.id(3, row, []byte("censornet"))
+	if queued.id(0, turned, []byte("censornet")) != id || object.id(9, row, []byte("censornet")) != id {
+		t.Error("the same row has another id when it comes another way")
+	}
+	if pulled.id(3, row, []byte("other")) == id {
+		t.Error("rows of two formats have the same id")
+	}
+	turned.Body = []byte(`{"a":2, "utc_timestamp":"2026-01-05 12:20:24.010832"}`)
+	if pulled.id(3, turned, []byte("censornet")) == id {
+		t.Error("another row has the same id")
 	}
 }
 
@@ -89,11 +122,11 @@ func TestID(t *testing.T) {
 func TestIDIsStable(t *testing.T) {
 	var p place
 	p.reset(&messages.Origin{Bucket: "log-bucket-a", Key: "k", Etag: "e"}, time.Minute)
-	if got := p.id(7, nil).String(); got != "91f5b4321b3c676a42bacb49b5ef9c9b" {
+	if got := p.id(7, docOf(""), nil).String(); got != "91f5b4321b3c676a42bacb49b5ef9c9b" {
 		t.Errorf("the id of a record in an object is now %s", got)
 	}
 	p.reset(&messages.Origin{Queue: "https://sqs.example/q", MessageId: "m", Created: 1_767_599_094_000_000_000}, 5*time.Minute)
-	if got := p.id(0, []byte(`{"b":1,"a":2}`)).String(); got != "2bcb9ec1c0c32df9cec7a809d83be15a" {
+	if got := p.id(0, docOf(`{"b":1,"a":2}`), nil).String(); got != "2bcb9ec1c0c32df9cec7a809d83be15a" {
 		t.Errorf("the id of a record in a message is now %s", got)
 	}
 }

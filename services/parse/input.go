@@ -13,8 +13,8 @@ import (
 	"github.com/penstock/penstock/services/parse/formats"
 )
 
-// event is an event on its way into a group. Its document is body[from:to] of
-// its input.
+// event is an event on its way into a group. Its document is text[from:to] of its
+// input, where text is made or body.
 type event struct {
 	id              messages.ID
 	time            int64
@@ -23,6 +23,7 @@ type event struct {
 	origin          uint32
 	bucket          uint32 // number of type × lanes + lane
 	from, to        uint32
+	made            bool
 }
 
 // bad is a record that was refused.
@@ -39,6 +40,9 @@ type input struct {
 	source, format, replay string
 	span                   trace.SpanContext
 	body                   []byte
+	name                   []byte // of the format
+	made                   []byte // documents that are no slices of body
+	head                   []byte
 	columns                messages.Columns
 	origins                []*messages.Origin
 	events                 []event
@@ -66,19 +70,21 @@ const (
 
 // reset makes in ready for another frame.
 func (in *input) reset() {
-	if cap(in.body) > keepBody || cap(in.events) > keepEvents {
+	if cap(in.body) > keepBody || cap(in.made) > keepBody || cap(in.events) > keepEvents {
 		*in = input{}
 	}
 	clear(in.events)
 	clear(in.bad)
 	clear(in.index)
 	in.origins, in.events, in.bad, in.types = nil, in.events[:0], in.bad[:0], in.types[:0]
+	in.made, in.head = in.made[:0], nil
 	in.odd, in.budget = [len(formats.Oddities)]int{}, 0
 }
 
 // read takes the records out of v. ctx gives the span.
 func (in *input) read(ctx context.Context, v *messages.View) (err error) {
 	in.source, in.format, in.replay = v.Source(), v.Format(), v.Replay()
+	in.name = append(in.name[:0], in.format...)
 	in.span = trace.SpanContextFromContext(ctx)
 	if in.origins, err = v.Origins(); err != nil {
 		return err
@@ -93,8 +99,16 @@ func (in *input) read(ctx context.Context, v *messages.View) (err error) {
 	if len(body) != v.BodySize() {
 		return errFrame.New(nil, "read a frame of %d records: it has no body", v.Len())
 	}
-	in.body = body
+	in.body, in.head = body, v.Head()
 	return nil
+}
+
+// doc is the document of e.
+func (in *input) doc(e *event) []byte {
+	if e.made {
+		return in.made[e.from:e.to]
+	}
+	return in.body[e.from:e.to]
 }
 
 // decode makes events of the records, and notes the bad ones.
@@ -114,11 +128,15 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 		number uint32
 		from   uint32
 	)
+	refused := in.start(dec)
 	for i, size := range in.columns.Lengths {
 		origin, record := in.columns.OriginOf[i], in.columns.Records[i]
 		to := from + size
 		rec := in.body[from:to]
-		err := dec.Decode(rec, &d)
+		err := refused
+		if err == nil {
+			err = dec.Decode(rec, &d)
+		}
 		if err == nil && len(d.Body) > tooLarge {
 			err = checkSize(d.Body)
 		}
@@ -129,7 +147,7 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 		}
 		at := &in.places[origin]
 		if !d.HasID {
-			d.ID = at.id(record, d.Body)
+			d.ID = at.id(record, &d, in.name)
 		}
 		if !d.HasTime {
 			d.Time = at.observed()
@@ -142,13 +160,26 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 			last, number = d.Type, in.number(d.Type)
 		}
 		start := from + uint32(d.Offset)
+		if d.Made {
+			start = uint32(len(in.made))
+			in.made = append(in.made, d.Body...)
+		}
 		in.events = append(in.events, event{
 			id: d.ID, time: d.Time, account: d.Account, region: d.Region, record: record, origin: origin,
-			bucket: number*p.lanes + d.ID.Lane(p.lanes), from: start, to: start + uint32(len(d.Body)),
+			bucket: number*p.lanes + d.ID.Lane(p.lanes), from: start, to: start + uint32(len(d.Body)), made: d.Made,
 		})
 		from = to
 	}
 	in.sort(p.lanes)
+}
+
+// start tells the decoder what it is about to read.
+func (in *input) start(dec formats.Decoder) error {
+	s, ok := dec.(formats.Starter)
+	if !ok || len(in.origins) == 0 {
+		return nil
+	}
+	return s.Start(formats.Head{Key: in.origins[0].GetKey(), Columns: in.head, Origin: in.origins[0]})
 }
 
 // number returns the number of an event type in this input.

@@ -215,14 +215,15 @@ func (p *Parse) Handle(ctx context.Context, msg topology.In[messages.View], out 
 	if err != nil {
 		return err
 	}
-	leave, err := p.grouper.enter(ctx, int64(v.BodySize()))
+	size := int64(v.BodySize()) * int64(1+f.format.Grows)
+	leave, err := p.grouper.enter(ctx, size)
 	if err != nil {
 		return err
 	}
 	defer leave()
 	in := p.inputs.Get().(*input) //nolint:forcetypeassert // nothing else is in it
 	in.refs.Store(1)
-	in.budget = int64(v.BodySize())
+	in.budget = size
 	defer p.release(in)
 	if err := in.read(ctx, v); err != nil {
 		return err

@@ -123,7 +123,7 @@ func (e *encoder) frame(dst []byte, gr *group) []byte {
 			}
 			b.Add(messages.Event{
 				ID: ev.id, Time: ev.time, Account: ev.account, Region: ev.region,
-				Origin: e.origins[ev.origin], Record: ev.record, Doc: in.body[ev.from:ev.to],
+				Origin: e.origins[ev.origin], Record: ev.record, Doc: in.doc(ev),
 			})
 		}
 	}

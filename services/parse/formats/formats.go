@@ -34,13 +34,18 @@ var (
 
 // Doc is what a Decoder reads from one record.
 type Doc struct {
-	// Body is the document, a slice of the record and as unchanged as that. It
-	// begins at Offset in the record.
+	// Body is the document: a slice of the record, as unchanged as that, which
+	// begins at Offset in the record; or, where Made, one that the decoder wrote
+	// into a buffer of its own, which is valid until the next Decode.
 	Body   []byte
 	Offset int
+	Made   bool
 	// ID is the dedupe id made of the record's natural id, where HasID.
 	ID    messages.ID
 	HasID bool
+	// ByContent: without an ID, the document's content is the identity wherever it
+	// comes from. For formats whose rows carry a precise time and come repeatedly.
+	ByContent bool
 	// Time is when the event happened, Unix ns, where HasTime.
 	Time    int64
 	HasTime bool
@@ -83,9 +88,28 @@ func (o Odd) First() int { return bits.TrailingZeros8(uint8(o)) }
 
 // Decoder reads records of one format. Not for concurrent use.
 type Decoder interface {
-	// Decode reads rec into d, which it overwrites. d.Body points into rec. The
-	// error is a fault of class Reject when rec is no record of this format.
+	// Decode reads rec into d, which it overwrites. The error is a fault of class
+	// Reject when rec is no record of this format.
 	Decode(rec []byte, d *Doc) error
+}
+
+// Starter is a Decoder that needs to know where records come from.
+type Starter interface {
+	Decoder
+	// Start is called before the records of a frame. Its error refuses each of
+	// them, so it is a fault of class Reject; Decode is not called then.
+	Start(h Head) error
+}
+
+// Head is what the records of a frame have in common.
+type Head struct {
+	// Key of the object, "" for what came in a message.
+	Key string
+	// Columns is the line that names the columns, nil where there is none. It is
+	// valid while the frame is decoded.
+	Columns []byte
+	// Origin is that of the first record. It is never nil, and only read.
+	Origin *messages.Origin
 }
 
 // Format is an opened format of one source. Methods may be called concurrently.
@@ -95,6 +119,10 @@ type Format struct {
 	// Place reads account and region off the key of an object, "" where it does
 	// not tell. nil when keys of this format never tell.
 	Place func(key string) (account, region string)
+	// Grows is how many times larger than the records the documents are that its
+	// decoders make, about; 0 where they make none. It keeps the memory that parse
+	// takes within its bound.
+	Grows int
 }
 
 // Deps is what a format needs besides its options.
