@@ -4,8 +4,10 @@
 //
 //	SDK client ──HTTP──▶ cloud ──▶ buckets (s3.go)  ──notices──▶ queues (sqs.go)
 //
-// It speaks the wire protocols of the current AWS SDK: REST-XML for S3 and
-// JSON 1.0 for SQS. It checks that requests are signed and by which access key,
+// Files api_*.go add the APIs that are polled, e.g. CloudTrail's.
+//
+// It speaks the wire protocols of the current AWS SDK: REST-XML for S3,
+// JSON 1.0 for SQS, and for each API its own. It checks that requests are signed and by which access key,
 // but not the signature itself. What it does not implement it refuses with
 // NotImplemented or UnsupportedOperation, never silently.
 //
@@ -68,6 +70,7 @@ type Cloud struct {
 	fault   atomic.Pointer[FaultFunc]
 	s3      store
 	sqs     queues
+	apis    []api
 	calls   sync.Map // operation → *atomic.Int64
 	changed signal
 
@@ -97,6 +100,9 @@ func Start(ctx context.Context, opts Options) (*Cloud, error) {
 	c.SetFault(opts.Fault)
 	c.s3.init(c)
 	c.sqs.init(c)
+	for _, open := range apiMakers {
+		c.apis = append(c.apis, open(c))
+	}
 	c.handlers.init()
 	c.server = &http.Server{
 		Handler:           http.HandlerFunc(c.serve),
@@ -177,6 +183,10 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
 	defer c.changed.fire()
 	if target, ok := strings.CutPrefix(r.Header.Get("X-Amz-Target"), "AmazonSQS."); ok {
 		c.serveSQS(w, r, target)
+		return
+	}
+	if a, op := c.apiFor(r); a != nil {
+		c.serveAPI(w, r, a, op)
 		return
 	}
 	c.serveS3(w, r)

@@ -10,7 +10,8 @@ import (
 
 // FaultFunc chooses what goes wrong with one request. op is the operation
 // ("GetObject", "DeleteMessageBatch"), name the bucket or queue, key the object
-// key, empty for SQS. It is called from many goroutines.
+// key, empty for SQS. For the other APIs name is the region and key what the
+// request is about, e.g. a log group. It is called from many goroutines.
 type FaultFunc func(op, name, key string) Fault
 
 // Fault is what goes wrong with one request. The zero value: nothing. Fields
@@ -21,6 +22,8 @@ type Fault struct {
 	// be left out: 503 is SlowDown, 500 InternalError, 403 AccessDenied for S3.
 	Status int
 	Code   string
+	// RetryAfter is the header of that name beside an error answer. Not for S3 and SQS.
+	RetryAfter string
 	// Delay holds the request before anything else happens to it.
 	Delay time.Duration
 	// Hang keeps the client waiting for as long as it likes. The operation is
@@ -111,7 +114,8 @@ func statusOf(code string) int {
 		return http.StatusForbidden
 	case "NoSuchKey", "NoSuchBucket", "ReceiptHandleIsInvalid":
 		return http.StatusNotFound
-	case "ThrottlingException", "QueueDoesNotExist":
+	case "ThrottlingException", "Throttling", "RequestLimitExceeded", "TooManyRequestsException", "LimitExceededException",
+		"ExpiredTokenException", "AccessDeniedException", "InvalidNextTokenException", "QueueDoesNotExist":
 		return http.StatusBadRequest
 	}
 	return http.StatusInternalServerError
