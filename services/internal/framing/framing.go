@@ -42,7 +42,8 @@ const (
 	// object. Other keys are stepped over. Several top-level objects may follow
 	// one another. A top-level array is taken as well.
 	Array
-	// CSV is lines in which a line feed between double quotes ends nothing.
+	// CSV is lines in which a line feed between double quotes ends nothing. A quote
+	// that is never closed costs the line it is in.
 	CSV
 )
 
@@ -68,6 +69,9 @@ type Framing struct {
 	// Key of the array in the top-level object, for Kind Array; "" means that
 	// the top level is the array.
 	Key string
+	// Comma stands between the cells of a row, for Kind CSV; 0 means any of comma,
+	// semicolon, tab and bar.
+	Comma byte
 	// Header tells which lines are no records. For Kinds Lines and CSV.
 	Header Header
 	// Explode is the path of an array within each value, its keys with dots

@@ -100,6 +100,9 @@ func (s *Splitter) Next() ([]byte, error) {
 			s.open()
 			continue
 		case inLines:
+			if s.f.Kind == CSV {
+				return s.row()
+			}
 			return s.line()
 		case atCut:
 			s.at, s.off = atEnd, s.base+int64(s.end)
