@@ -41,6 +41,8 @@ type Splitter struct {
 	topAt int64  // where this top-level object began, or what is left of it
 	keys  []string
 
+	parts explosion // what is left of the last value, see Explode
+
 	headed bool   // the first line was met
 	header []byte // a copy, made anew for each header
 }
@@ -72,7 +74,8 @@ func (s *Splitter) Reset(f Framing, r io.Reader, lim Limits) {
 	if len(buf) != firstBuffer {
 		buf = nil
 	}
-	*s = Splitter{f: f, lim: lim.withDefaults(), r: r, buf: buf, sig: s.sig[:0], keys: s.keys[:0]}
+	s.parts.reset()
+	*s = Splitter{f: f, lim: lim.withDefaults(), r: r, buf: buf, sig: s.sig[:0], keys: s.keys[:0], parts: s.parts}
 }
 
 // Offset is where in the input the record or span begins that Next returned
@@ -93,6 +96,9 @@ func (s *Splitter) Header() []byte { return s.header }
 // (call Next again), io.EOF at the end, or the reader's error, which ends it;
 // a record that the end cut is a *Bad before that.
 func (s *Splitter) Next() ([]byte, error) {
+	if s.parts.value != nil {
+		return s.nextPart(), nil
+	}
 	for {
 		s.start = s.pos
 		switch s.at {
@@ -224,7 +230,9 @@ func (s *Splitter) open() {
 		s.pos = len(mark)
 	}
 	if s.f.Kind == Auto {
+		explode := s.f.Explode
 		s.f = s.sniff()
+		s.f.Explode = explode
 	}
 	switch s.f.Kind {
 	case Lines, CSV:
@@ -412,6 +420,9 @@ func (s *Splitter) record() ([]byte, error) {
 		case got == done && int64(i-s.start) <= s.lim.Record:
 			rec := s.buf[s.start:i:i]
 			s.learn(rec)
+			if s.f.Explode != "" {
+				return s.explode(rec)
+			}
 			return rec, nil
 		case got == done || got == more && full:
 			return nil, s.large(got == done)
