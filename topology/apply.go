@@ -138,6 +138,16 @@ func (b *Bus) Diff(ctx context.Context, l Limits) ([]Difference, error) {
 	return diffs, nil
 }
 
+// buckets are the key-value buckets beside the streams.
+var buckets = []struct {
+	name, what string
+	bytes      int64
+}{
+	{leaseBucket, "penstock: who does what, and how far it is", 8 << 20},
+	{cursorBucket, "penstock: how far sources have read", 16 << 20},
+	{budgetBucket, "penstock: what is left of rates that processes share", 1 << 20},
+}
+
 // Apply creates the streams, or brings them up to date, and returns what it
 // changed. The number of lanes is refused to change: ids of one lane would be
 // looked for in another.
@@ -157,11 +167,12 @@ func (b *Bus) Apply(ctx context.Context, l Limits) ([]Difference, error) {
 			return nil, errApply.New(err, "create or update stream %s", s.Name)
 		}
 	}
-	if _, err := b.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket: leaseBucket, Description: "penstock: who does what, and how far it is", History: 1,
-		Storage: jetstream.FileStorage, Replicas: l.Replicas, MaxBytes: 8 << 20,
-	}); err != nil {
-		return nil, errApply.New(err, "create the bucket %s", leaseBucket)
+	for _, kv := range buckets {
+		if _, err := b.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: kv.name, Description: kv.what, History: 1, Storage: jetstream.FileStorage, Replicas: l.Replicas, MaxBytes: kv.bytes,
+		}); err != nil {
+			return nil, errApply.New(err, "create the bucket %s", kv.name)
+		}
 	}
 	for _, c := range []Consumer{FetchConsumer, ParseConsumer, RouteConsumer} {
 		if err := b.ensureConsumer(ctx, c); err != nil {

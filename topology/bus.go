@@ -70,6 +70,10 @@ type Bus struct {
 
 	committersMu sync.Mutex
 	committers   map[string]*committer
+
+	bucketsMu sync.Mutex
+	buckets   map[string]jetstream.KeyValue
+	budgets   map[string]*Budget
 }
 
 // Connect opens a connection and waits until it is up or ctx ends. Afterwards it

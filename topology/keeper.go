@@ -40,7 +40,7 @@ const (
 // Keep runs the keeper until ctx ends. Every process may call it: one of them
 // does the work.
 func (b *Bus) Keep(ctx context.Context) error {
-	group := &leases{bus: b, group: "keeper", names: []string{"streams"}, me: b.options.Name, run: func(ctx context.Context, _ *lease) error {
+	group := &leases{bus: b, group: "keeper", list: func() []string { return []string{"streams"} }, me: b.options.Name, run: func(ctx context.Context, _ *lease) error {
 		return b.keeper(ctx)
 	}}
 	return group.keep(ctx)

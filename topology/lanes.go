@@ -122,9 +122,11 @@ func (b *Bus) Lanes(ctx context.Context, window time.Duration, open func(lane ui
 		}()
 		return l.run(ctx, work)
 	}}
-	for i := range lanes {
-		group.names = append(group.names, strconv.FormatUint(uint64(i), 10))
+	names := make([]string, lanes)
+	for i := range names {
+		names[i] = strconv.Itoa(i)
 	}
+	group.list = func() []string { return names }
 	return group.keep(ctx)
 }
 

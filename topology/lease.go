@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"hash/fnv"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -44,8 +45,9 @@ type leaseValue struct {
 type leases struct {
 	bus   *Bus
 	group string
-	names []string
-	me    string
+	// list returns the names that there are now.
+	list func() []string
+	me   string
 	// run is called for each thing owned, with a context that ends when it is lost
 	// or has to be handed over. The lease is released when it returns.
 	run func(ctx context.Context, l *lease) error
@@ -73,6 +75,8 @@ type lease struct {
 	value    leaseValue
 	revision uint64
 	end      context.CancelFunc
+	// gone: the name is no longer there. parent.mu guards it.
+	gone bool
 }
 
 func (g *leases) key(name string) string { return g.group + "." + name }
@@ -226,7 +230,14 @@ func (g *leases) balance(ctx context.Context) {
 		}
 	}
 	sort.Strings(members)
-	for _, name := range g.names {
+	names := g.list()
+	for name, l := range g.held {
+		if !slices.Contains(names, name) {
+			l.end()
+			l.gone = true
+		}
+	}
+	for _, name := range names {
 		heir := rendezvous(name, members)
 		if l, mine := g.held[name]; mine {
 			if heir != g.me {
@@ -296,7 +307,16 @@ func (g *leases) take(ctx context.Context, name string, s *sighting) {
 		}
 		release, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
-		_ = l.update(release, func(v *leaseValue) { v.Owner = "" })
+		g.mu.Lock()
+		gone := l.gone
+		g.mu.Unlock()
+		if gone {
+			l.mu.Lock()
+			_ = l.kv.Delete(release, g.key(name), jetstream.LastRevision(l.revision))
+			l.mu.Unlock()
+		} else {
+			_ = l.update(release, func(v *leaseValue) { v.Owner = "" })
+		}
 		g.mu.Lock()
 		delete(g.held, name)
 		g.mu.Unlock()
