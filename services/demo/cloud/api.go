@@ -135,6 +135,11 @@ func (c *Cloud) serveAPI(w http.ResponseWriter, r *http.Request, a api, op strin
 	}
 	w, finish := cut(w, f)
 	defer finish()
+	if e := c.mayAPI(r, a.scope(), op, call.region, about); e != nil {
+		e.code = "AccessDeniedException"
+		refuse(e)
+		return
+	}
 	answer, e := a.serve(r.Context(), call)
 	if e != nil {
 		refuse(e)

@@ -31,6 +31,11 @@ type Object struct {
 	Metadata map[string]string
 	// Denied answers AccessDenied to every read.
 	Denied bool
+	// KMSKey is the ARN of the key it is encrypted with: who reads it needs
+	// kms:Decrypt. Empty: none.
+	KMSKey string
+	// Modified is when it was put. Zero: now. For objects from before the test.
+	Modified time.Time
 	// Quiet sends no notice of this put.
 	Quiet bool
 }
@@ -143,7 +148,10 @@ func (b *bucket) find(key, id string) (*version, *apiError) {
 // newVersion computes what is stored with an object. It holds no lock: the
 // checksums of a large body take a while.
 func newVersion(key string, o Object) *version {
-	v := &version{Object: o, key: key, size: o.Size, modified: time.Now().Truncate(time.Second)}
+	v := &version{Object: o, key: key, size: o.Size, modified: o.Modified.Truncate(time.Second)}
+	if o.Modified.IsZero() {
+		v.modified = time.Now().Truncate(time.Second)
+	}
 	if o.Write != nil {
 		sum := md5.Sum(fmt.Appendf(nil, "%s\x00%d", key, o.Size)) //nolint:gosec // an ETag
 		v.etag = hex.EncodeToString(sum[:]) + "-1"

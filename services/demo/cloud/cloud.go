@@ -1,4 +1,4 @@
-// Package cloud is a small Amazon S3 and SQS of our own, held in memory behind
+// Package cloud is a small Amazon S3, SQS and STS of our own, held in memory behind
 // one HTTP listener. It serves the demo, the tests and the benchmark, in the
 // same process or in another.
 //
@@ -71,6 +71,7 @@ type Cloud struct {
 	s3      store
 	sqs     queues
 	apis    []api
+	iam     access
 	calls   sync.Map // operation → *atomic.Int64
 	changed signal
 
@@ -185,6 +186,10 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
 		c.serveSQS(w, r, target)
 		return
 	}
+	if form, ok := forSTS(r); ok {
+		c.serveSTS(w, r, form)
+		return
+	}
 	if a, op := c.apiFor(r); a != nil {
 		c.serveAPI(w, r, a, op)
 		return
@@ -192,8 +197,12 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
 	c.serveS3(w, r)
 }
 
+// Handler serves requests without a connection, as inside of a synctest bubble.
+func (c *Cloud) Handler() http.Handler { return http.HandlerFunc(c.serve) }
+
 // credential checks the Authorization header, or its presigned form, of a
-// request for service ("s3" or "sqs"). It returns why the request is refused.
+// request for service ("s3", "sqs", "sts"), and that a session has not ended. It
+// returns why the request is refused.
 func (c *Cloud) credential(r *http.Request, service string) *apiError {
 	var scope string
 	switch auth := r.Header.Get("Authorization"); {
@@ -222,8 +231,8 @@ func (c *Cloud) credential(r *http.Request, service string) *apiError {
 		}
 		return &apiError{status: http.StatusForbidden, code: "InvalidSignatureException", message: "Credential should be scoped to a valid region and service."}
 	}
-	if len(c.opts.AccessKeys) == 0 {
-		return nil
+	if e := c.current(r, service); e != nil || len(c.opts.AccessKeys) == 0 || strings.HasPrefix(parts[0], "ASIA-") {
+		return e
 	}
 	for _, id := range c.opts.AccessKeys {
 		if id == parts[0] {

@@ -22,6 +22,8 @@ type Fault struct {
 	// be left out: 503 is SlowDown, 500 InternalError, 403 AccessDenied for S3.
 	Status int
 	Code   string
+	// Message of the error answer. Empty: "injected fault".
+	Message string
 	// RetryAfter is the header of that name beside an error answer. Not for S3 and SQS.
 	RetryAfter string
 	// Delay holds the request before anything else happens to it.
@@ -83,7 +85,11 @@ func (c *Cloud) suffer(ctx context.Context, op, name, key string) (Fault, *apiEr
 	if f.FailEntries > 0 || f.Status == 0 && f.Code == "" {
 		return f, nil, true
 	}
-	return f, injected(f.Status, f.Code), false
+	e := injected(f.Status, f.Code)
+	if f.Message != "" {
+		e.message = f.Message
+	}
+	return f, e, false
 }
 
 // injected fills in what a fault left out.

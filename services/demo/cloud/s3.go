@@ -37,9 +37,53 @@ func (c *Cloud) serveS3(w http.ResponseWriter, r *http.Request) {
 	}
 	w, finish := cut(w, f)
 	defer finish()
+	if e := c.mayS3(r, op, name, key); e != nil {
+		writeS3Error(w, r, e)
+		return
+	}
 	if e := c.s3.do(w, r, op, name, key); e != nil {
 		writeS3Error(w, r, e)
 	}
+}
+
+// mayS3 asks the policy of the caller. A key that is not there looks like one that
+// may not be read to who may not list the bucket. Source: Amazon S3 API Reference,
+// GetObject, permissions.
+func (c *Cloud) mayS3(r *http.Request, op, name, key string) *apiError {
+	who := c.caller(r)
+	if who.policy == nil {
+		return nil
+	}
+	bucket := "arn:aws:s3:::" + name
+	action, resource := "s3:"+op, bucket
+	switch op {
+	case "ListObjectsV2", "HeadBucket":
+		action = "s3:ListBucket"
+	case "ListBuckets":
+		action, resource = "s3:ListAllMyBuckets", "*"
+	case "GetObject", "HeadObject", "PutObject", "DeleteObject":
+		action, resource = "s3:"+strings.Replace(op, "Head", "Get", 1), bucket+"/"+key
+		if r.URL.Query().Get("versionId") != "" {
+			action += "Version"
+		}
+	}
+	if e := c.authorize(who, action, resource, "s3:prefix", r.URL.Query().Get("prefix")); e != nil || key == "" {
+		return e
+	}
+	c.s3.mu.RLock()
+	b, e := c.s3.bucket(name)
+	var v *version
+	if e == nil {
+		v, e = b.find(key, r.URL.Query().Get("versionId"))
+	}
+	c.s3.mu.RUnlock()
+	if e != nil && e.code == "NoSuchKey" && (op == "GetObject" || op == "HeadObject") {
+		return c.authorize(who, "s3:ListBucket", bucket)
+	}
+	if v != nil && v.KMSKey != "" && op == "GetObject" {
+		return c.authorize(who, "kms:Decrypt", v.KMSKey, "kms:ViaService", "s3."+c.opts.Region+".amazonaws.com")
+	}
+	return nil
 }
 
 // address returns bucket and key of a request: path style, or with the bucket
@@ -215,6 +259,10 @@ func (s *store) getObject(w http.ResponseWriter, r *http.Request, name, key stri
 	}
 	for k, value := range v.Metadata {
 		h.Set("X-Amz-Meta-"+k, value)
+	}
+	if v.KMSKey != "" {
+		h.Set("X-Amz-Server-Side-Encryption", "aws:kms")
+		h.Set("X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", v.KMSKey)
 	}
 	if !partial && v.crc32 != "" && strings.EqualFold(r.Header.Get("X-Amz-Checksum-Mode"), "enabled") {
 		h.Set("X-Amz-Checksum-Crc32", v.crc32)

@@ -125,6 +125,10 @@ func (c *Cloud) serveSQS(w http.ResponseWriter, r *http.Request, op string) {
 	}
 	w, finish := cut(w, f)
 	defer finish()
+	if e := c.authorize(c.caller(r), "sqs:"+strings.TrimSuffix(op, "Batch"), c.sqs.arn(name)); e != nil {
+		writeSQSError(w, e)
+		return
+	}
 	answer, e := c.sqs.do(r.Context(), op, &req, f)
 	if e != nil {
 		writeSQSError(w, e)
