@@ -2,6 +2,7 @@ package messages
 
 import (
 	"bytes"
+	"encoding/binary"
 	"slices"
 	"strings"
 
@@ -57,8 +58,13 @@ const (
 	fieldRegionOf    protowire.Number = 19
 	fieldLengths     protowire.Number = 20
 	fieldHeader      protowire.Number = 21
-	fieldBodySize    protowire.Number = 30
-	fieldBody        protowire.Number = 31
+
+	fieldMessageIDs     protowire.Number = 22
+	fieldMessageRecords protowire.Number = 23
+	fieldMessageSent    protowire.Number = 24
+
+	fieldBodySize protowire.Number = 30
+	fieldBody     protowire.Number = 31
 )
 
 // Fate says whether an event of a frame goes on, and if not, why. What a newer
@@ -139,7 +145,11 @@ type Builder struct {
 	// Columns, each as the content of its packed field.
 	ids, times, originOf, records, accountOf, regionOf, lengths []byte
 	accounts, regions                                           dictionary
-	lastTime                                                    int64
+	// Of messages: perMessage counts their records.
+	messageIDs, messageSent []byte
+	perMessage              []uint32
+	lastSent                int64
+	lastTime                int64
 	// lastRecord is the ordinal written last, nextRecord that of the next AddRecord.
 	lastRecord, nextRecord uint64
 	gaps                   bool
@@ -168,6 +178,7 @@ func (b *Builder) Reset(h Header) {
 	}
 	b.accounts.reset()
 	b.regions.reset()
+	b.messageIDs, b.messageSent, b.perMessage, b.lastSent = reuse(b.messageIDs), reuse(b.messageSent), b.perMessage[:0], 0
 	b.lastTime, b.lastRecord, b.nextRecord, b.gaps = 0, 0, h.FirstRecord, false
 }
 
@@ -271,6 +282,20 @@ func (b *Builder) AddRecord(doc []byte) {
 	b.lengths = appendVarint(b.lengths, uint64(len(doc)))
 	b.body = append(b.body, doc...)
 	b.count++
+	if n := len(b.perMessage); n > 0 {
+		b.perMessage[n-1]++
+	}
+}
+
+// Message begins the records of one SQS message: those that are added until the
+// next call. Where it is called, it is called before the first record, and every
+// message has a record. Sent is in Unix ns, of which milliseconds are kept.
+func (b *Builder) Message(id UUID, sent int64) {
+	b.messageIDs = append(b.messageIDs, id[:]...)
+	ms := sent / 1e6
+	b.messageSent = appendDelta(b.messageSent, ms-b.lastSent)
+	b.lastSent = ms
+	b.perMessage = append(b.perMessage, 0)
 }
 
 // Skip leaves out n ordinals before the next AddRecord: those of records that
@@ -313,6 +338,7 @@ func (b *Builder) headSize() int {
 	n += len(b.origins) + len(b.ids) + b.count + len(b.times) + len(b.originOf) + len(b.records) +
 		len(b.accountOf) + len(b.regionOf) + len(b.lengths)
 	n += b.accounts.size + perField*len(b.accounts.names) + b.regions.size + perField*len(b.regions.names)
+	n += len(b.messageIDs) + len(b.messageSent) + binary.MaxVarintLen32*len(b.perMessage)
 	return n + len(b.h.Head) + perField*int(fieldBody)
 }
 
@@ -346,7 +372,28 @@ func (b *Builder) appendHead(dst []byte) []byte {
 	dst = b.accounts.append(dst, fieldAccounts, fieldAccountOf, b.accountOf)
 	dst = b.regions.append(dst, fieldRegions, fieldRegionOf, b.regionOf)
 	dst = appendBytes(dst, fieldLengths, b.lengths)
-	return appendBytes(dst, fieldHeader, b.h.Head)
+	dst = appendBytes(dst, fieldHeader, b.h.Head)
+	dst = appendBytes(dst, fieldMessageIDs, b.messageIDs)
+	dst = appendPerMessage(dst, b.perMessage)
+	return appendBytes(dst, fieldMessageSent, b.messageSent)
+}
+
+// appendPerMessage appends the column message_records, unless each has one.
+func appendPerMessage(dst []byte, records []uint32) []byte {
+	size, ones := 0, true
+	for _, n := range records {
+		size += protowire.SizeVarint(uint64(n))
+		ones = ones && n == 1
+	}
+	if ones {
+		return dst
+	}
+	dst = protowire.AppendTag(dst, fieldMessageRecords, protowire.BytesType)
+	dst = protowire.AppendVarint(dst, uint64(size))
+	for _, n := range records {
+		dst = appendVarint(dst, uint64(n))
+	}
+	return dst
 }
 
 // appendBody compresses straight into dst, which has the room.

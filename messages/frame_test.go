@@ -32,6 +32,13 @@ type input struct {
 	events  []Event
 	records [][]byte
 	skip    []uint64 // before the record of the same index
+	// messages of the records: how many each has. Of ids and times see letter.
+	messages []uint32
+}
+
+// letter is the id of a message and when it was sent, Unix ns.
+func letter(i int) (UUID, int64) {
+	return UUID(NewPull("message", fmt.Sprint(i))), 1_714_521_600_123_000_000 + int64(i%7-3)*1_000_000
 }
 
 func (in input) build(b *Builder) {
@@ -44,9 +51,17 @@ func (in input) build(b *Builder) {
 	for _, e := range in.events {
 		b.Add(e)
 	}
+	begins, at := map[int]int{}, 0
+	for m, n := range in.messages {
+		begins[at] = m
+		at += int(n)
+	}
 	for i, doc := range in.records {
 		if in.skip != nil {
 			b.Skip(in.skip[i])
+		}
+		if m, ok := begins[i]; ok {
+			b.Message(letter(m))
 		}
 		b.AddRecord(doc)
 	}
@@ -110,6 +125,16 @@ func (in input) frame() *Frame {
 	if len(body) > 0 {
 		f.BodySize, f.Body = uint64(len(body)), s2.Encode(nil, body)
 	}
+	last := int64(0)
+	for i := range in.messages {
+		id, sent := letter(i)
+		f.MessageIds = append(f.MessageIds, id[:]...)
+		f.MessageSent = append(f.MessageSent, sent/1e6-last)
+		last = sent / 1e6
+	}
+	if len(in.messages) < len(in.records) {
+		f.MessageRecords = in.messages
+	}
 	return f
 }
 
@@ -147,6 +172,17 @@ func randomInput(r *rand.Rand) input {
 		in.origins = []*Origin{testOrigin(0)}
 		if r.IntN(3) == 0 {
 			in.header.Head = doc()
+		}
+		if r.IntN(2) == 0 {
+			for left := n; left > 0; {
+				m := 1 + r.IntN(1+r.IntN(left))
+				if r.IntN(3) == 0 {
+					m = 1
+				}
+				in.messages = append(in.messages, uint32(m))
+				left -= m
+			}
+			return in
 		}
 		if r.IntN(2) == 0 {
 			in.skip = make([]uint64, n)
@@ -222,15 +258,16 @@ func checkView(t *testing.T, v *View, f *Frame, cols *Columns, body *[]byte) {
 		lane, frameNo                     uint32
 		firstRecord                       uint64
 		bodySize                          int
-		columns                           string
+		columns, messages                 string
 	}
 	got := head{
 		v.Len(), v.Source(), v.Format(), v.EventType(), v.Replay(), v.Lane(), v.FrameNo(), v.FirstRecord(), v.BodySize(),
-		string(v.Head()),
+		string(v.Head()), string(v.MessageIDs()),
 	}
 	want := head{
 		int(f.GetCount()), f.GetSource(), f.GetFormat(), f.GetEventType(), f.GetReplay(), f.GetLane(), f.GetFrameNo(),
 		f.GetFirstRecord(), int(f.GetBodySize()), string(f.GetHeader()),
+		string(f.GetMessageIds()),
 	}
 	if got != want {
 		t.Fatalf("head %+v, want %+v", got, want)
@@ -282,7 +319,8 @@ func checkView(t *testing.T, v *View, f *Frame, cols *Columns, body *[]byte) {
 func equalColumns(a, b Columns) bool {
 	return slices.Equal(a.Times, b.Times) && slices.Equal(a.Records, b.Records) && slices.Equal(a.Lengths, b.Lengths) &&
 		slices.Equal(a.OriginOf, b.OriginOf) && slices.Equal(a.AccountOf, b.AccountOf) && slices.Equal(a.RegionOf, b.RegionOf) &&
-		slices.Equal(a.Accounts, b.Accounts) && slices.Equal(a.Regions, b.Regions)
+		slices.Equal(a.Accounts, b.Accounts) && slices.Equal(a.Regions, b.Regions) &&
+		slices.Equal(a.MessageRecords, b.MessageRecords) && slices.Equal(a.MessageSent, b.MessageSent)
 }
 
 // referenceColumns is Columns, the simple way.
@@ -306,6 +344,14 @@ func referenceColumns(f *Frame) Columns {
 	for i, d := range f.GetTimes() {
 		at += d
 		c.Times[i] = at
+	}
+	at = 0
+	for i, d := range f.GetMessageSent() {
+		at += d * 1_000_000
+		c.MessageSent = append(c.MessageSent, at)
+		if c.MessageRecords = f.GetMessageRecords(); len(c.MessageRecords) == 0 {
+			c.MessageRecords = slices.Repeat([]uint32{1}, i+1)
+		}
 	}
 	var record uint64
 	for i := range c.Records {
@@ -337,6 +383,13 @@ func recordsInput() input {
 		origins: []*Origin{testOrigin(0)},
 		records: [][]byte{[]byte(`{"a":1}`), []byte(`not json`), []byte(`{}`)},
 	}
+}
+
+// messagesInput is a frame of three records that came in two messages.
+func messagesInput() input {
+	in := recordsInput()
+	in.header.FrameNo, in.header.FirstRecord, in.messages = 0, 0, []uint32{2, 1}
+	return in
 }
 
 func encode1(in input) []byte {
@@ -556,6 +609,17 @@ func twoEvents(without ...protowire.Number) wire {
 	return w
 }
 
+// messagesWire is messagesInput without some of its fields.
+func messagesWire(without ...protowire.Number) (w wire) {
+	for rest := encode1(messagesInput()); len(rest) > 0; {
+		f, more, _ := nextField(rest)
+		if rest = more; !slices.Contains(without, f.num) {
+			w = append(w, f.raw...)
+		}
+	}
+	return w
+}
+
 // What the protobuf encoding allows, the view reads as protobuf does.
 func TestViewReadsEveryLegalEncoding(t *testing.T) {
 	origin1, _ := proto.Marshal(testOrigin(1))
@@ -659,6 +723,14 @@ func TestDecodeFrameRefuses(t *testing.T) {
 		{"two accounts and nothing that picks", twoEvents().bytes(fieldAccounts).bytes(fieldAccounts), errFrame, "no column account_of"},
 		{"more accounts than events", twoEvents().bytes(fieldAccounts).bytes(fieldAccounts).bytes(fieldAccounts).packed(fieldAccountOf, 1, 0), errFrame, "3 accounts"},
 		{"more regions than events", twoEvents().bytes(fieldRegions).bytes(fieldRegions).bytes(fieldRegions), errFrame, "3 regions"},
+		{"half a message id", messagesWire(fieldMessageIDs).bytes(fieldMessageIDs, make([]byte, 24)...), errFrame, "24 bytes of message ids"},
+		{"no message ids", messagesWire(fieldMessageIDs), errFrame, "message_records"},
+		{"more messages than records", messagesWire(fieldMessageIDs).bytes(fieldMessageIDs, make([]byte, 64)...), errFrame, "4 messages for 3"},
+		{"messages of events", twoEvents().bytes(fieldMessageIDs, make([]byte, 16)...), errFrame, "messages in a frame of events"},
+		{"messages without their records", messagesWire(fieldMessageRecords), errFrame, "no column message_records"},
+		{"messages without their times", messagesWire(fieldMessageSent), errFrame, "no column message_sent"},
+		{"an empty message", messagesWire(fieldMessageRecords).packed(fieldMessageRecords, 3, 0), errFrame, "a message without records"},
+		{"messages of fewer records", messagesWire(fieldMessageRecords).packed(fieldMessageRecords, 1, 1), errFrame, "2 records in messages, of 3"},
 		{"text that is not UTF-8", twoEvents().bytes(fieldSource, 0xff), errFrame, "not UTF-8"},
 		{"an account that is not UTF-8", twoEvents().bytes(fieldAccounts, 0xff), errFrame, "not UTF-8"},
 	}

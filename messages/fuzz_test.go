@@ -15,6 +15,7 @@ func FuzzDecodeFrame(f *testing.F) {
 	f.Add([]byte(twoEvents()))
 	f.Add(encode1(eventsInput()))
 	f.Add(encode1(recordsInput()))
+	f.Add(encode1(messagesInput()))
 	f.Add([]byte(twoEvents(fieldTimes).uint(fieldTimes, 1).packed(fieldTimes, 1).uint(99, 1)))
 	f.Add([]byte(twoEvents(fieldFates, fieldBody).bytes(fieldFates, 1, 2)))
 	f.Add([]byte(twoEvents().bytes(fieldAccounts, 'a').bytes(fieldAccounts, 'b').packed(fieldAccountOf, 0, 1)))

@@ -50,6 +50,15 @@ var goldens = []struct {
 		"frame_of_records_with_header.v1", func() proto.Message { return headInput().frame() },
 		func() []byte { return encode1(headInput()) }, decodeBoth,
 	},
+	{
+		"frame_of_messages.v1", func() proto.Message { return messagesInput().frame() },
+		func() []byte { return encode1(messagesInput()) }, decodeBoth,
+	},
+	{
+		"fact_of_messages.v1", func() proto.Message { return goldenMessagesFact() },
+		func() []byte { return EncodeFacts(goldenMessagesFact()) },
+		func(b []byte) (proto.Message, error) { return DecodeFacts(b) },
+	},
 }
 
 // decodeBoth reads a frame by the view and returns it by the generated code.
@@ -105,6 +114,12 @@ func goldenFacts() *Facts {
 		}}}},
 		{Kind: &Fact_Destination{Destination: &Destination{Name: "archive", Types: []string{"cloud.aws.>"}, First: 1}}},
 	}}
+}
+
+func goldenMessagesFact() *Facts {
+	return &Facts{Version: 1, Stage: "parse", Facts: []*Fact{{Kind: &Fact_Announced{Announced: &Announced{
+		Origin: testOrigin(0), As: Announced_AS_EVENTS, Messages: 2, MessageIds: messagesInput().frame().GetMessageIds(), MessageRecords: []uint32{2, 1},
+	}}}}}
 }
 
 func TestGolden(t *testing.T) {

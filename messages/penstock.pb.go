@@ -491,6 +491,16 @@ type Frame struct {
 	// header is the line of the object that names the columns of the records here,
 	// for formats that have one. At most 64 KiB. RECORDS only.
 	Header []byte `protobuf:"bytes,21,opt,name=header,proto3" json:"header,omitempty"`
+	// message_ids: where the records came in several SQS messages, which then are
+	// one pull, the ids of those messages: UUIDs of 16 bytes each, in the order of
+	// their records. The origin names no message then. RECORDS only.
+	MessageIds []byte `protobuf:"bytes,22,opt,name=message_ids,json=messageIds,proto3" json:"message_ids,omitempty"`
+	// message_records: how many records each message has, 1 or more; absent when
+	// each has one.
+	MessageRecords []uint32 `protobuf:"varint,23,rep,packed,name=message_records,json=messageRecords,proto3" json:"message_records,omitempty"`
+	// message_sent: when each message was sent, Unix ms, as differences (the first
+	// to 0).
+	MessageSent []int64 `protobuf:"zigzag64,24,rep,packed,name=message_sent,json=messageSent,proto3" json:"message_sent,omitempty"`
 	// body_size: bytes of all documents together, before compression.
 	BodySize uint64 `protobuf:"varint,30,opt,name=body_size,json=bodySize,proto3" json:"body_size,omitempty"`
 	// body: the documents one after the other, as one S2 block. Absent when every
@@ -673,6 +683,27 @@ func (x *Frame) GetLengths() []uint32 {
 func (x *Frame) GetHeader() []byte {
 	if x != nil {
 		return x.Header
+	}
+	return nil
+}
+
+func (x *Frame) GetMessageIds() []byte {
+	if x != nil {
+		return x.MessageIds
+	}
+	return nil
+}
+
+func (x *Frame) GetMessageRecords() []uint32 {
+	if x != nil {
+		return x.MessageRecords
+	}
+	return nil
+}
+
+func (x *Frame) GetMessageSent() []int64 {
+	if x != nil {
+		return x.MessageSent
 	}
 	return nil
 }
@@ -1119,15 +1150,24 @@ func (*Fact_Delivered) isFact_Kind() {}
 
 func (*Fact_Destination) isFact_Kind() {}
 
-// Announced: an upstream message was read. Counts once by origin.pull.
+// Announced: an upstream message was read. Counts once by origin.pull. Of several
+// messages that became one frame, ingest says so and parse says it again: the
+// frame may be stored when ingest dies.
 type Announced struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Origin *Origin                `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
 	As     Announced_As           `protobuf:"varint,2,opt,name=as,proto3,enum=penstock.v1.Announced_As" json:"as,omitempty"`
 	// code: the reason where quarantined or ignored.
-	Code          string `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Code string `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
+	// messages is how many upstream messages are one pull here; 0 is 1.
+	Messages uint32 `protobuf:"varint,4,opt,name=messages,proto3" json:"messages,omitempty"`
+	// message_ids of these, 16 bytes each; message_records as in Frame: so a message
+	// can be followed to the ordinals of its records. Parse writes them, ingest does
+	// not.
+	MessageIds     []byte   `protobuf:"bytes,5,opt,name=message_ids,json=messageIds,proto3" json:"message_ids,omitempty"`
+	MessageRecords []uint32 `protobuf:"varint,6,rep,packed,name=message_records,json=messageRecords,proto3" json:"message_records,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Announced) Reset() {
@@ -1179,6 +1219,27 @@ func (x *Announced) GetCode() string {
 		return x.Code
 	}
 	return ""
+}
+
+func (x *Announced) GetMessages() uint32 {
+	if x != nil {
+		return x.Messages
+	}
+	return 0
+}
+
+func (x *Announced) GetMessageIds() []byte {
+	if x != nil {
+		return x.MessageIds
+	}
+	return nil
+}
+
+func (x *Announced) GetMessageRecords() []uint32 {
+	if x != nil {
+		return x.MessageRecords
+	}
+	return nil
 }
 
 // Fetched: a pull was read to its end. Counts once by pull (the last one holds).
@@ -1767,7 +1828,7 @@ const file_penstock_proto_rawDesc = "" +
 	"\x06origin\x18\x02 \x01(\v2\x13.penstock.v1.OriginR\x06origin\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x1c\n" +
 	"\tsequencer\x18\x04 \x01(\tR\tsequencer\x12\x16\n" +
-	"\x06region\x18\x05 \x01(\tR\x06region\"\xe9\x04\n" +
+	"\x06region\x18\x05 \x01(\tR\x06region\"\xd6\x05\n" +
 	"\x05Frame\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\x12\x16\n" +
@@ -1792,7 +1853,11 @@ const file_penstock_proto_rawDesc = "" +
 	"\aregions\x18\x12 \x03(\tR\aregions\x12\x1b\n" +
 	"\tregion_of\x18\x13 \x03(\rR\bregionOf\x12\x18\n" +
 	"\alengths\x18\x14 \x03(\rR\alengths\x12\x16\n" +
-	"\x06header\x18\x15 \x01(\fR\x06header\x12\x1b\n" +
+	"\x06header\x18\x15 \x01(\fR\x06header\x12\x1f\n" +
+	"\vmessage_ids\x18\x16 \x01(\fR\n" +
+	"messageIds\x12'\n" +
+	"\x0fmessage_records\x18\x17 \x03(\rR\x0emessageRecords\x12!\n" +
+	"\fmessage_sent\x18\x18 \x03(\x12R\vmessageSent\x12\x1b\n" +
 	"\tbody_size\x18\x1e \x01(\x04R\bbodySize\x12\x12\n" +
 	"\x04body\x18\x1f \x01(\fR\x04body\"\xca\x05\n" +
 	"\n" +
@@ -1838,11 +1903,15 @@ const file_penstock_proto_rawDesc = "" +
 	"\x06routed\x18\x04 \x01(\v2\x13.penstock.v1.RoutedH\x00R\x06routed\x126\n" +
 	"\tdelivered\x18\x05 \x01(\v2\x16.penstock.v1.DeliveredH\x00R\tdelivered\x12<\n" +
 	"\vdestination\x18\x06 \x01(\v2\x18.penstock.v1.DestinationH\x00R\vdestinationB\x06\n" +
-	"\x04kind\"\xdc\x01\n" +
+	"\x04kind\"\xc2\x02\n" +
 	"\tAnnounced\x12+\n" +
 	"\x06origin\x18\x01 \x01(\v2\x13.penstock.v1.OriginR\x06origin\x12)\n" +
 	"\x02as\x18\x02 \x01(\x0e2\x19.penstock.v1.Announced.AsR\x02as\x12\x12\n" +
-	"\x04code\x18\x03 \x01(\tR\x04code\"c\n" +
+	"\x04code\x18\x03 \x01(\tR\x04code\x12\x1a\n" +
+	"\bmessages\x18\x04 \x01(\rR\bmessages\x12\x1f\n" +
+	"\vmessage_ids\x18\x05 \x01(\fR\n" +
+	"messageIds\x12'\n" +
+	"\x0fmessage_records\x18\x06 \x03(\rR\x0emessageRecords\"c\n" +
 	"\x02As\x12\x0e\n" +
 	"\n" +
 	"AS_UNKNOWN\x10\x00\x12\r\n" +

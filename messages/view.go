@@ -37,7 +37,9 @@ type View struct {
 
 	head     []byte
 	bodySize uint64
-	body     []byte
+
+	messageIDs, messageRecords, messageSent []byte
+	body                                    []byte
 }
 
 // DecodeFrame checks the frame in b and returns a view of it. b must stay as it
@@ -182,6 +184,8 @@ func (v *View) scanBytes(f field) error {
 		v.fates = f.val
 	case fieldHeader:
 		v.head = f.val
+	case fieldMessageIDs:
+		v.messageIDs = f.val
 	case fieldBody:
 		v.body = f.val
 	default:
@@ -213,6 +217,10 @@ func (v *View) column(num protowire.Number) *[]byte {
 		return &v.regionOf
 	case fieldLengths:
 		return &v.lengths
+	case fieldMessageRecords:
+		return &v.messageRecords
+	case fieldMessageSent:
+		return &v.messageSent
 	default:
 		return nil
 	}
@@ -265,7 +273,50 @@ func (v *View) check() error {
 			return err
 		}
 	}
+	if err := v.checkMessages(); err != nil {
+		return err
+	}
 	return v.checkBody()
+}
+
+// checkMessages holds the columns of the messages against each other.
+func (v *View) checkMessages() error {
+	n := len(v.messageIDs) / len(UUID{})
+	switch {
+	case len(v.messageIDs)+len(v.messageRecords)+len(v.messageSent) == 0:
+		return nil
+	case len(v.messageIDs)%len(UUID{}) != 0:
+		return fmt.Errorf("%d bytes of message ids", len(v.messageIDs))
+	case len(v.ids) != 0 || v.origins != 1 || len(v.records) != 0:
+		return errors.New("messages in a frame of events, of several origins or with records left out")
+	case n > v.count:
+		return fmt.Errorf("%d messages for %d records", n, v.count)
+	}
+	if err := checkColumn("message_records", v.messageRecords, n, n != v.count, true); err != nil {
+		return err
+	}
+	if err := checkColumn("message_sent", v.messageSent, n, true, true); err != nil {
+		return err
+	}
+	if len(v.messageRecords) == 0 {
+		return nil
+	}
+	sum := uint64(0)
+	for col := v.messageRecords; len(col) > 0; {
+		records, w := consumeVarint(col)
+		if w < 0 {
+			return fmt.Errorf("column message_records: %w", protowire.ParseError(w))
+		}
+		if uint32(records) == 0 {
+			return errors.New("a message without records")
+		}
+		sum += uint64(uint32(records)) // protobuf cuts to 32 bits, too
+		col = col[w:]
+	}
+	if sum != uint64(v.count) {
+		return fmt.Errorf("%d records in messages, of %d", sum, v.count)
+	}
+	return nil
 }
 
 // checkColumn holds the number of varints in col against n.
@@ -385,6 +436,11 @@ func (v *View) BodySize() int { return int(v.bodySize) } // at most MaxBody
 // ID returns the id of event i. It panics for raw records, which have none.
 func (v *View) ID(i int) ID { return ID(v.ids[i*len(ID{}):]) }
 
+// MessageIDs returns the ids of the SQS messages that the records came in, 16 bytes
+// each: a slice of the frame, empty where the origin is not several messages.
+// RECORDS only.
+func (v *View) MessageIDs() []byte { return v.messageIDs }
+
 // Fate returns the fate of event i. Raw records are Live.
 func (v *View) Fate(i int) Fate {
 	if len(v.fates) == 0 && i < v.count {
@@ -441,6 +497,11 @@ type Columns struct {
 	Accounts, Regions   []string
 	// Lengths of the documents in the body, in bytes.
 	Lengths []uint32
+	// MessageRecords and MessageSent have an entry for each of View.MessageIDs: how
+	// many of the records, in order, are those of the message, and when it was
+	// sent, Unix ns.
+	MessageRecords []uint32
+	MessageSent    []int64
 }
 
 // Columns decodes all columns into c, each to Len entries. It allocates nothing
@@ -475,10 +536,31 @@ func (v *View) Columns(c *Columns) error {
 	keep("account_of", indexes(c.AccountOf, v.accountOf, len(c.Accounts)))
 	keep("region_of", indexes(c.RegionOf, v.regionOf, len(c.Regions)))
 	keep("lengths", numbers(c.Lengths, v.lengths))
+	v.messages(c, keep)
 	if bad != "" {
 		return errFrame.New(nil, "read column %s of a frame: a number is malformed or out of range", bad)
 	}
 	return nil
+}
+
+// messages fills the columns of the messages.
+func (v *View) messages(c *Columns, keep func(name string, ok bool)) {
+	n := len(v.messageIDs) / len(UUID{})
+	c.MessageRecords, c.MessageSent = resize(c.MessageRecords, n), resize(c.MessageSent, n)
+	if n == 0 {
+		return
+	}
+	if len(v.messageRecords) == 0 {
+		for i := range c.MessageRecords {
+			c.MessageRecords[i] = 1
+		}
+	} else {
+		keep("message_records", numbers(c.MessageRecords, v.messageRecords))
+	}
+	keep("message_sent", deltas(c.MessageSent, v.messageSent))
+	for i := range c.MessageSent {
+		c.MessageSent[i] *= 1e6
+	}
 }
 
 // dictionaries fills the accounts and regions. A name that stood in its place
