@@ -24,8 +24,11 @@ const (
 	other       // true, false, null, an object or an array
 )
 
+// firstOf as a step of a wanted path is the first element of an array.
+const firstOf = "\x00first"
+
 // found is the value at one wanted path: rec[start:end], without the quotes of a
-// string. For kind other the span is not noted.
+// string. For kind other the end is not noted.
 type found struct {
 	kind       kind
 	escaped    bool // the string holds escapes
@@ -38,6 +41,7 @@ type node struct {
 	slot  int    // index into scanner.found, -1 when only a step on the way
 	below uint64 // bit i is set when slot i is here or below
 	kids  []*node
+	elem  *node  // the step that is the first element of an array, nil for none
 	lens  uint64 // bit n&63 is set when a kid's key has n bytes
 }
 
@@ -47,7 +51,8 @@ type node struct {
 //
 // It agrees with encoding/json on what is valid: bytes that are not UTF-8 are
 // allowed inside strings. Of equal keys in one object the last one holds, with
-// all that is below it. A path passes through objects only, not arrays.
+// all that is below it. A path passes through objects, and through the first
+// element of an array where it says firstOf.
 //
 // Source: RFC 8259.
 type scanner struct {
@@ -83,6 +88,12 @@ func newScanner(paths ...[]string) *scanner {
 
 // step returns the kid for key, made where missing.
 func (n *node) step(key string) *node {
+	if key == firstOf {
+		if n.elem == nil {
+			n.elem = &node{key: key, slot: -1}
+		}
+		return n.elem
+	}
 	for _, k := range n.kids {
 		if k.key == key {
 			return k
@@ -191,13 +202,17 @@ next:
 			object = c == '{'
 			if want != nil {
 				if want.slot >= 0 {
-					s.found[want.slot].kind = other
+					s.found[want.slot] = found{kind: other, start: i}
 				}
-				if object && want.kids != nil {
-					s.nodes[live] = want
-					live++
-				}
+				way := want
 				want = nil
+				if object && way.kids != nil || !object && way.elem != nil {
+					s.nodes[live] = way
+					live++
+					if !object {
+						want = way.elem
+					}
+				}
 			}
 			i++
 			if i < len(b) && b[i] <= ' ' {
@@ -233,7 +248,7 @@ next:
 				return 0, 0, "a value is expected", i
 			}
 			if want != nil && want.slot >= 0 {
-				s.found[want.slot].kind = other
+				s.found[want.slot] = found{kind: other, start: i}
 			}
 			i += len(word)
 		}
