@@ -9,10 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/penstock/penstock/services/deliver/sinks"
-	"github.com/penstock/penstock/services/ingest/sources"
 	"github.com/penstock/penstock/services/internal/telemetry"
-	"github.com/penstock/penstock/services/parse/formats"
 )
 
 func newVersion() *cobra.Command {
@@ -29,31 +26,6 @@ func newVersion() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
-}
-
-// newKinds lists what the configuration can name.
-func newKinds() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "kinds", Args: exactly(0), Short: "List the kinds of sources, formats and destinations",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			t := table(cmd.OutOrStdout())
-			for _, group := range []struct {
-				what  string
-				names []string
-				doc   func(string) string
-			}{
-				{"source", sources.Catalog.Names(), sources.Catalog.Doc},
-				{"format", formats.Names(), formats.About},
-				{"destination", sinks.Catalog.Names(), sinks.Catalog.Doc},
-			} {
-				for _, name := range group.names {
-					fmt.Fprintf(t, "%s\t%s\t%s\n", group.what, name, group.doc(name))
-				}
-			}
-			return t.Flush()
-		},
-	}
 	return cmd
 }
 

@@ -98,7 +98,8 @@ second signal.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(newRun(), newDemo(), newEndpoint(), newConfig(), newTopology(), newParse(), newLedger(), newQuarantine(), newHealth(), newKinds(), newVersion())
+	root.AddCommand(newRun(), newDemo(), newEndpoint(), newConfig(), newTopology(), newParse(), newLedger(), newQuarantine(), newHealth(), newVersion())
+	root.AddCommand(newKinds()...)
 	return root
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,7 +84,7 @@ type trial struct {
 
 	fetch   *fetch.Fetch
 	parse   *parse.Parse
-	grouped *topology.Recorder // what the frame of records at hand becomes
+	rows    []row // what the frame of records at hand becomes
 	events  int
 	refused map[string]int
 	format  string
@@ -99,7 +100,7 @@ func (t *trial) run(ctx context.Context, path string, stdin io.Reader) error {
 		if err != nil {
 			return err
 		}
-		defer func() { _ = os.Remove(spooled) }()
+		defer remove(spooled)
 		path = spooled
 		if t.key == "" {
 			t.key = "stdin"
@@ -129,7 +130,7 @@ func (t *trial) run(ctx context.Context, path string, stdin io.Reader) error {
 	c := parse.Defaults()
 	c.Linger, c.ThinLinger, c.Idle = 0, 0, 0
 	if t.parse, err = parse.New(c, parse.Deps{
-		NewOutbox: func() topology.Outbox { return t.grouped }, Lanes: 1, Window: 1,
+		NewOutbox: func() topology.Outbox { return grouped{t} }, Lanes: 1, Window: 1,
 		Settings: map[string]formats.Setting{t.source: t.setting},
 	}); err != nil {
 		return err
@@ -163,11 +164,11 @@ func (t *trial) Publish(ctx context.Context, m topology.Message) error {
 	if err != nil {
 		return err
 	}
-	t.grouped = &topology.Recorder{}
+	t.rows = t.rows[:0]
 	if err := t.parse.Handle(ctx, topology.In[messages.View]{Value: view, Data: m.Data, Attempt: 1, Stored: time.Now()}, t); err != nil {
 		return err
 	}
-	return t.print(t.grouped.Messages())
+	return t.print()
 }
 
 // Quarantine implements topology.Outbox.
@@ -203,35 +204,40 @@ type rawDoc []byte
 // MarshalJSON implements json.Marshaler.
 func (d rawDoc) MarshalJSON() ([]byte, error) { return d, nil }
 
-// print prints the events of some frames in the order of their records.
-func (t *trial) print(frames []topology.Message) error {
-	var rows []row
+// grouped is the outbox of parse: it takes the frames of events.
+type grouped struct{ *trial }
+
+// Publish implements topology.Outbox. The message is only lent.
+func (g grouped) Publish(_ context.Context, m topology.Message) error {
 	var columns messages.Columns
-	for _, m := range frames {
-		view, err := messages.DecodeFrame(m.Data)
-		if err != nil {
-			return err
-		}
-		body, err := view.Body(nil)
-		if err == nil {
-			err = view.Columns(&columns)
-		}
-		if err != nil {
-			return err
-		}
-		t.types[view.EventType()] += view.Len()
-		for i, length := range columns.Lengths {
-			rows = append(rows, row{
-				Record: columns.Records[i], ID: view.ID(i).String(), Type: view.EventType(),
-				Time:    time.Unix(0, columns.Times[i]).UTC().Format(time.RFC3339Nano),
-				Account: columns.Accounts[columns.AccountOf[i]], Region: columns.Regions[columns.RegionOf[i]],
-				Event: body[:length],
-			})
-			body = body[length:]
-		}
+	view, err := messages.DecodeFrame(m.Data)
+	if err != nil {
+		return err
 	}
-	slices.SortStableFunc(rows, func(a, b row) int { return int(a.Record) - int(b.Record) })
-	for _, r := range rows {
+	body, err := view.Body(nil)
+	if err == nil {
+		err = view.Columns(&columns)
+	}
+	if err != nil {
+		return err
+	}
+	g.types[view.EventType()] += view.Len()
+	for i, length := range columns.Lengths {
+		g.rows = append(g.rows, row{
+			Record: columns.Records[i], ID: view.ID(i).String(), Type: view.EventType(),
+			Time:    time.Unix(0, columns.Times[i]).UTC().Format(time.RFC3339Nano),
+			Account: columns.Accounts[columns.AccountOf[i]], Region: columns.Regions[columns.RegionOf[i]],
+			Event: body[:length],
+		})
+		body = body[length:]
+	}
+	return nil
+}
+
+// print prints the events of a frame in the order of their records.
+func (t *trial) print() error {
+	slices.SortStableFunc(t.rows, func(a, b row) int { return cmp.Compare(a.Record, b.Record) })
+	for _, r := range t.rows {
 		t.events++
 		if t.limit > 0 && t.events > t.limit {
 			continue
@@ -331,6 +337,9 @@ func (f fileObject) GetObject(_ context.Context, in *s3.GetObjectInput, _ ...fun
 	}
 	return out, nil
 }
+
+// remove deletes a spooled file. What is left is the system's to clean.
+func remove(path string) { _ = os.Remove(path) }
 
 // spool writes r to a temporary file and returns its path.
 func spool(r io.Reader) (string, error) {
