@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
 	"github.com/penstock/penstock/services/internal/framing"
@@ -17,7 +18,8 @@ import (
 )
 
 // Every format has cases: <case>.in is an object as fetched, <case>.yaml, where
-// there is one, the source's format setting, <case>.want what becomes of the records.
+// there is one, the source's format setting and the key, <case>.want what becomes of
+// the records.
 func TestGolden(t *testing.T) {
 	for _, name := range Names() {
 		cases, _ := filepath.Glob("testdata/" + name + "/*.in")
@@ -40,13 +42,14 @@ func render(t *testing.T, name, in string) []byte {
 	}
 	set := struct {
 		Format Setting `yaml:"format"`
-	}{Setting{Type: Auto}}
+		Key    string  `yaml:"key"`
+	}{Format: Setting{Type: Auto}}
 	if text, err := os.ReadFile(strings.TrimSuffix(in, ".in") + ".yaml"); err == nil {
 		if err := config.Parse(in, text, &set); err != nil {
 			t.Fatal(err)
 		}
 	}
-	format, f, skip := Choose(set.Format.Type, "", data)
+	format, f, skip := Choose(set.Format.Type, set.Key, data)
 	if format != name {
 		t.Fatalf("the object is taken for %s", format)
 	}
@@ -74,10 +77,22 @@ func render(t *testing.T, name, in string) []byte {
 			t.Fatal(err)
 		}
 		var d Doc
+		if err := begin(dec, set.Key, split.Header()); err != nil {
+			fmt.Fprintf(&b, "%d refused, %s: %v\n", n, fault.CodeOf(err), err)
+			continue
+		}
 		if err := dec.Decode(rec, &d); err != nil {
 			fmt.Fprintf(&b, "%d refused, %s: %v\n", n, fault.CodeOf(err), err)
 			continue
 		}
 		fmt.Fprintf(&b, "%d %s\n  %q\n", n, d.render(), d.Body)
 	}
+}
+
+// begin tells dec about the frame that a record is in, if it wants to know.
+func begin(dec Decoder, key string, columns []byte) error {
+	if s, ok := dec.(Starter); ok {
+		return s.Start(Head{Key: key, Columns: columns, Origin: &messages.Origin{Key: key}})
+	}
+	return nil
 }

@@ -3,6 +3,8 @@ package formats
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -187,8 +189,16 @@ func (w *fieldWriter) number(k fieldKey, v []byte) {
 		w.text(k, v)
 		return
 	}
+	w.digits(k, v)
+}
+
+// digits is number for a value that is known to be one.
+func (w *fieldWriter) digits(k fieldKey, v []byte) {
 	w.buf = append(append(append(w.buf, k[:len(k)-1]...), v...), ',')
 }
+
+// reserve makes room for n more bytes, so that what follows need not.
+func (w *fieldWriter) reserve(n int) { w.buf = slices.Grow(w.buf, n) }
 
 // add adds the field of a column.
 func (w *fieldWriter) add(c *column, v []byte) {
@@ -234,6 +244,42 @@ func isNumber(v []byte) bool {
 		return false
 	}
 	return digits(v, 0) == len(v)
+}
+
+// isInteger tells whether v is a whole number from 0 to 10^16-1, as JSON writes it.
+func isInteger(v []byte) bool {
+	switch n := len(v); {
+	case n == 0 || n > 16 || v[0] == '0' && n > 1:
+		return false
+	case n >= 8:
+		return eightDigits(binary.LittleEndian.Uint64(v)) && eightDigits(binary.LittleEndian.Uint64(v[n-8:]))
+	}
+	for _, c := range v {
+		if c-'0' > 9 {
+			return false
+		}
+	}
+	return true
+}
+
+// eightDigits tells whether all bytes of w are decimal digits.
+func eightDigits(w uint64) bool {
+	const high, six, threes = 0xf0 * ones, 0x06 * ones, 0x33 * ones
+	return w&high|(w+six)&high>>4 == threes
+}
+
+// nextSpace returns where the next space in b is from i on, len(b) if there is none.
+func nextSpace(b []byte, i int) int {
+	for ; i+8 <= len(b); i += 8 {
+		w := binary.LittleEndian.Uint64(b[i:]) ^ spaces
+		if m := (w - ones) &^ w & eighths; m != 0 { // a borrow sets bits above the first one only
+			return i + bits.TrailingZeros64(m)>>3
+		}
+	}
+	for i < len(b) && b[i] != ' ' {
+		i++
+	}
+	return i
 }
 
 // plain returns how many bytes of v, from its first on, can stand in a JSON string

@@ -32,7 +32,12 @@ func TestFieldWriter(t *testing.T) {
 		{"plus is no number", func(w *fieldWriter) { w.number(k, []byte("+1")) }, `{"a":"+1"}`, 0},
 		{"a number of forty digits", func(w *fieldWriter) { w.number(k, bytes.Repeat([]byte("1"), 40)) }, `{"a":` + strings.Repeat("1", 40) + `}`, 0},
 		{"no longer one", func(w *fieldWriter) { w.number(k, bytes.Repeat([]byte("1"), 41)) }, `{"a":"` + strings.Repeat("1", 41) + `"}`, 0},
-		{"object", func(w *fieldWriter) { w.object(k); w.text(k, []byte("x")); w.close(); w.number(newKey("b"), []byte("1")) }, `{"a":{"a":"x"},"b":1}`, 0},
+		{"object", func(w *fieldWriter) {
+			w.object(k)
+			w.text(k, []byte("x"))
+			w.close()
+			w.number(newKey("b"), []byte("1"))
+		}, `{"a":{"a":"x"},"b":1}`, 0},
 		{"empty object", func(w *fieldWriter) { w.object(k); w.close() }, `{"a":{}}`, 0},
 		{"json", func(w *fieldWriter) { w.json(k, []byte(`[1,null]`)) }, `{"a":[1,null]}`, 0},
 		{"the line", func(w *fieldWriter) { w.raw([]byte(`a "b"`)) }, `{"raw":"a \"b\""}`, 0},
