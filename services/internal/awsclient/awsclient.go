@@ -59,10 +59,11 @@ const (
 )
 
 // Config says where AWS is and who calls it. The zero Config leaves everything to
-// the SDK. There are three ways to name the caller, besides that of the SDK: a key
-// pair; a key pair with base_assume_role; and base_assume_role, with or without
+// the SDK. There are four ways to name the caller, besides that of the SDK: a key
+// pair; a key pair with base_assume_role; base_assume_role, with or without
 // target_assume_role, assumed by the identity that the SDK finds or that profile
-// names. Source: features DEV-33, DEV-63.
+// names; and the same by the token in web_identity_token_file.
+// Source: features DEV-33, DEV-63.
 type Config struct {
 	// Region of the service, e.g. eu-west-1. Empty: as the SDK finds it.
 	Region string `yaml:"region"`
@@ -80,6 +81,10 @@ type Config struct {
 	// TargetAssumeRole is the ARN of a role, often of another account, that the base
 	// role assumes.
 	TargetAssumeRole string `yaml:"target_assume_role"`
+	// WebIdentityTokenFile names a file with an OpenID Connect token, as Kubernetes
+	// mounts it, by which base_assume_role is assumed. It is read at each renewal.
+	// Empty: as the SDK finds it.
+	WebIdentityTokenFile string `yaml:"web_identity_token_file"`
 	// AssumeRoleExternalID is sent when the last of the roles is assumed.
 	AssumeRoleExternalID string `yaml:"assume_role_external_id"`
 	// SessionName marks the calls in the CloudTrail of the account. Empty: penstock.
@@ -121,6 +126,15 @@ func (c Config) Validate() error {
 	if pair && c.TargetAssumeRole != "" {
 		p.Add("target_assume_role", "a key pair does not go with a chain of roles",
 			"remove access_key and access_secret, so that the machine's own identity or a profile assumes base_assume_role; or remove target_assume_role")
+	}
+	if c.WebIdentityTokenFile != "" {
+		if pair || c.Profile != "" {
+			p.Add("web_identity_token_file", "two identities: a token and a key pair or profile", "remove it, or access_key, access_secret and profile")
+		}
+		p.Need(c.BaseAssumeRole != "", "base_assume_role", "set the role that web_identity_token_file assumes")
+		if c.AssumeRoleExternalID != "" && c.TargetAssumeRole == "" {
+			p.Add("assume_role_external_id", "a web identity sends no external id", "remove it, or set target_assume_role, to which it belongs")
+		}
 	}
 	if c.TargetAssumeRole != "" && c.BaseAssumeRole == "" {
 		p.Add("target_assume_role", "no role assumes it", "set base_assume_role too; for a single role set only that")

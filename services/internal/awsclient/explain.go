@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -158,8 +159,10 @@ var ofObject = map[*fault.Kind]*fault.Kind{AccessDenied: ObjectDenied, KeyDenied
 var actions = map[string]string{
 	"S3 HeadObject":                    "s3:GetObject",
 	"S3 GetObject":                     "s3:GetObject", // and s3:GetObjectVersion for a version
-	"S3 HeadBucket":                    "s3:ListBucket",
-	"S3 ListObjectsV2":                 "s3:ListBucket",
+	"S3 HeadBucket":                    actionList,
+	"S3 ListObjectsV2":                 actionList,
+	"SQS ReceiveMessage":               "sqs:ReceiveMessage",
+	"SQS GetQueueAttributes":           "sqs:GetQueueAttributes",
 	"SQS DeleteMessageBatch":           "sqs:DeleteMessage",
 	"SQS SendMessageBatch":             "sqs:SendMessage",
 	"SQS ChangeMessageVisibilityBatch": "sqs:ChangeMessageVisibility",
@@ -187,8 +190,15 @@ func Explain(err error) error {
 	if object, ok := ofObject[kind]; ok && strings.HasPrefix(e.call, "S3 ") && strings.Contains(e.call, "Object") && !strings.Contains(e.call, "List") {
 		kind = object
 	}
-	if kind == AccessDenied || kind == ObjectDenied {
-		e.action = e.permission()
+	switch kind {
+	case AccessDenied, ObjectDenied:
+		if e.action == "" {
+			e.action = e.permission()
+		}
+	case ObjectKeyDenied, KeyDenied:
+		if e.action == "" {
+			e.action = actionDecrypt
+		}
 	}
 	return kind.New(e, "call %s", e.call)
 }
@@ -221,8 +231,9 @@ type callError struct {
 	call    string // e.g. "S3 GetObject"
 	code    string // that the service gave
 	message string // that the service gave, or the network
-	action  string // that the caller lacks
-	request string // id of the request, for AWS support
+	// action is what the caller lacks, resource on what, as far as it is known.
+	action, resource string
+	request          string // id of the request, for AWS support
 }
 
 func (e *callError) Error() string {
@@ -235,6 +246,12 @@ func (e *callError) Error() string {
 	s := strings.Join(parts, ": ")
 	if e.action != "" {
 		s += "; it needs " + e.action
+	}
+	if e.action == actionList && e.call == "S3 GetObject" {
+		s += ", without which S3 does not tell a missing key from a refused one"
+	}
+	if e.resource != "" {
+		s += "; add to its policy: " + Allow(e.resource, e.action).String()
 	}
 	if e.request != "" {
 		s += ", request id " + e.request
@@ -255,6 +272,10 @@ func (e *callError) classify() *fault.Kind {
 	var api smithy.APIError
 	if errors.As(e.err, &api) {
 		e.code, e.message = shortCode(api.ErrorCode()), say(api.ErrorMessage())
+		if m := lacking.FindStringSubmatch(api.ErrorMessage()); m != nil {
+			e.action = properAction(m[1])
+			e.resource = policyResource(e.action, strings.TrimRight(m[2], `".,`))
+		}
 		if strings.Contains(api.ErrorMessage(), "kms:") && codes[e.code] == AccessDenied {
 			return KeyDenied
 		}
@@ -305,6 +326,65 @@ func byStatus(status int) *fault.Kind {
 		return Refused
 	}
 	return Failed
+}
+
+// The actions that need words of their own.
+const (
+	actionDecrypt = "kms:Decrypt"
+	actionList    = "s3:ListBucket"
+)
+
+// lacking matches what services say who know better than the name of the call what
+// is missing. Source: IAM User Guide, access denied error messages.
+var lacking = regexp.MustCompile(`is not authorized to perform: ([a-z0-9-]+:[A-Za-z]+)(?: on resource: "?([^\s"]+))?`)
+
+// properAction writes an action as policies do: SQS says it in small letters.
+func properAction(said string) string {
+	for _, known := range actions {
+		if strings.EqualFold(said, known) {
+			return known
+		}
+	}
+	return said
+}
+
+// policyResource is what a policy should name: all objects of a bucket and not one.
+func policyResource(action, resource string) string {
+	if !strings.HasPrefix(resource, "arn:") {
+		return ""
+	}
+	if bucket, _, ok := strings.Cut(resource, "/"); ok && strings.HasPrefix(action, "s3:") {
+		return bucket + "/*"
+	}
+	return resource
+}
+
+// Statement is one statement of an IAM policy.
+type Statement struct {
+	Effect   string   `json:"Effect"`
+	Action   []string `json:"Action"`
+	Resource string   `json:"Resource"`
+}
+
+// Allow makes a statement that allows actions on a resource, an ARN or *.
+func Allow(resource string, actions ...string) *Statement {
+	return &Statement{Effect: "Allow", Action: actions, Resource: resource}
+}
+
+// String is the statement as JSON.
+func (s *Statement) String() string {
+	b, _ := json.Marshal(s) // cannot fail: text only
+	return string(b)
+}
+
+// Lacks tells which action the caller lacks according to err, which [Explain]
+// returned, and on which resource; empty for what is not known.
+func Lacks(err error) (action, resource string) {
+	var e *callError
+	if errors.As(err, &e) {
+		return e.action, e.resource
+	}
+	return "", ""
 }
 
 // network classes what failed before there was an answer, or in the middle of it.

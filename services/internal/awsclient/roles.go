@@ -23,7 +23,8 @@ const (
 )
 
 // assumeRoles puts the roles of c over the credentials of cfg: the base role first,
-// and from it the target role. The external id goes with the last one.
+// by web identity if there is a token for it, and from it the target role. The
+// external id goes with the last one.
 func assumeRoles(cfg *aws.Config, c Config) {
 	var roles []string
 	for _, role := range []string{c.BaseAssumeRole, c.TargetAssumeRole} {
@@ -40,12 +41,19 @@ func assumeRoles(cfg *aws.Config, c Config) {
 				o.Region = regionOfNowhere
 			}
 		})
+		name := c.SessionName
+		if name == "" {
+			name = defaultSession
+		}
+		if i == 0 && c.WebIdentityTokenFile != "" {
+			provider := stscreds.NewWebIdentityRoleProvider(client, role, stscreds.IdentityTokenFile(c.WebIdentityTokenFile), func(o *stscreds.WebIdentityRoleOptions) {
+				o.Duration, o.RoleSessionName = sessionDuration, name
+			})
+			cfg.Credentials = aws.NewCredentialsCache(&renewed{from: provider})
+			continue
+		}
 		provider := stscreds.NewAssumeRoleProvider(client, role, func(o *stscreds.AssumeRoleOptions) {
-			o.Duration = sessionDuration
-			o.RoleSessionName = c.SessionName
-			if o.RoleSessionName == "" {
-				o.RoleSessionName = defaultSession
-			}
+			o.Duration, o.RoleSessionName = sessionDuration, name
 			if i == len(roles)-1 && c.AssumeRoleExternalID != "" {
 				o.ExternalID = aws.String(c.AssumeRoleExternalID)
 			}
