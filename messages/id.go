@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"strconv"
 )
 
 // ID is the dedupe id of an event: the first 16 bytes of a SHA-256. Equal events
@@ -26,6 +27,19 @@ func NewID(parts ...[]byte) ID {
 func NewPull(parts ...string) []byte {
 	var room [512]byte
 	id := digest(room[:0], parts)
+	return id[:]
+}
+
+// MessagePull identifies the part-th thing, from 0, that an SQS message announces
+// or holds.
+func MessagePull(queue, messageID string, part int) []byte {
+	return NewPull("sqs", queue, messageID, strconv.Itoa(part))
+}
+
+// MessagesPull identifies several SQS messages whose records are one frame. ids are
+// as View.MessageIDs has them.
+func MessagesPull(queue string, ids []byte) []byte {
+	id := NewID([]byte("sqs messages"), []byte(queue), ids)
 	return id[:]
 }
 

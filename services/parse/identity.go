@@ -20,6 +20,7 @@ type place struct {
 	bucket, key     []byte
 	state           []byte // version or etag: which content of the key
 	queue, message  []byte
+	sent            int64  // when the message was sent, Unix ns
 	account, region string // what the key tells
 	looked          bool   // whether it was asked
 	canonical       []byte
@@ -41,7 +42,7 @@ func (p *place) reset(o *messages.Origin, window time.Duration) {
 		p.canonical = nil
 	}
 	*p = place{
-		origin: o, window: window, canonical: p.canonical,
+		origin: o, window: window, canonical: p.canonical, sent: o.GetCreated(),
 		bucket: append(p.bucket[:0], o.GetBucket()...), key: append(p.key[:0], o.GetKey()...),
 		state: append(p.state[:0], o.GetVersion()...),
 		queue: append(p.queue[:0], o.GetQueue()...), message: append(p.message[:0], o.GetMessageId()...),
@@ -52,7 +53,13 @@ func (p *place) reset(o *messages.Origin, window time.Duration) {
 	}
 }
 
-// id returns the id of a record.
+// turn goes on to the next of several messages.
+func (p *place) turn(id messages.UUID, sent int64) {
+	p.message, p.sent = id.AppendText(p.message[:0]), sent
+}
+
+// id returns the id of a record. The ordinal is that in its message, where several
+// messages are one origin.
 //
 //   - In an object: bucket, key, version or etag, and the ordinal. Equal records
 //     at different ordinals are different events. Without version and etag the
@@ -87,7 +94,7 @@ func (p *place) id(record uint64, d *formats.Doc, format []byte) messages.ID {
 		p.parts = [...][]byte{p.queue, p.message, ordinal, nil}
 		return newID(p.parts[:3]...)
 	default:
-		binary.BigEndian.PutUint64(stretch, uint64(p.origin.GetCreated()/int64(p.window)))
+		binary.BigEndian.PutUint64(stretch, uint64(p.sent/int64(p.window)))
 		p.canonical = appendCanonical(p.canonical[:0], doc, 0)
 		p.parts = [...][]byte{p.queue, p.canonical, stretch, ordinal}
 	}
@@ -100,8 +107,8 @@ func (p *place) observed() int64 {
 	switch {
 	case p.origin.GetReceived() != 0:
 		return p.origin.GetReceived()
-	case p.origin.GetCreated() != 0:
-		return p.origin.GetCreated()
+	case p.sent != 0:
+		return p.sent
 	}
 	return time.Now().UnixNano()
 }

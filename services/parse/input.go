@@ -32,6 +32,10 @@ type bad struct {
 	origin   uint32
 	from, to uint32
 	err      error
+	// message is its number and ordinal the place in it, where several messages are
+	// the origin.
+	message int
+	ordinal uint64
 }
 
 // input is one frame of records in hand, from its decoding until its events are
@@ -43,6 +47,7 @@ type input struct {
 	name                   []byte // of the format
 	made                   []byte // documents that are no slices of body
 	head                   []byte
+	messageIDs             []byte
 	columns                messages.Columns
 	origins                []*messages.Origin
 	events                 []event
@@ -77,7 +82,7 @@ func (in *input) reset() {
 	clear(in.bad)
 	clear(in.index)
 	in.origins, in.events, in.bad, in.types = nil, in.events[:0], in.bad[:0], in.types[:0]
-	in.made, in.head = in.made[:0], nil
+	in.made, in.head, in.messageIDs = in.made[:0], nil, nil
 	in.odd, in.budget = [len(formats.Oddities)]int{}, 0
 }
 
@@ -99,8 +104,43 @@ func (in *input) read(ctx context.Context, v *messages.View) (err error) {
 	if len(body) != v.BodySize() {
 		return errFrame.New(nil, "read a frame of %d records: it has no body", v.Len())
 	}
-	in.body, in.head = body, v.Head()
+	in.body, in.head, in.messageIDs = body, v.Head(), v.MessageIDs()
 	return nil
+}
+
+// several tells whether the origin of in is several messages.
+func (in *input) several() bool { return len(in.messageIDs) > 0 }
+
+// letters counts through the messages of an input.
+type letters struct {
+	next    int // number of the next message
+	left    uint32
+	ordinal uint64
+}
+
+// step goes on to the next record, and turns at to its message.
+func (l *letters) step(in *input, at *place) {
+	l.ordinal++
+	if l.left == 0 {
+		at.turn(messages.UUID(in.messageIDs[l.next*len(messages.UUID{}):]), in.columns.MessageSent[l.next])
+		l.left, l.ordinal = in.columns.MessageRecords[l.next], 0
+		l.next++
+	}
+	l.left--
+}
+
+// origin is where a bad record came from, and its ordinal there: of several
+// messages the one that held it.
+func (in *input) origin(b *bad) (*messages.Origin, uint64) {
+	o := in.origins[b.origin]
+	if !in.several() {
+		return o, b.record
+	}
+	id := messages.UUID(in.messageIDs[b.message*len(messages.UUID{}):]).String()
+	return &messages.Origin{
+		Pull: messages.MessagePull(o.GetQueue(), id, 0), Source: o.GetSource(), Queue: o.GetQueue(), MessageId: id,
+		Created: in.columns.MessageSent[b.message], Received: o.GetReceived(), Account: o.GetAccount(), Region: o.GetRegion(),
+	}, b.ordinal
 }
 
 // doc is the document of e.
@@ -127,12 +167,18 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 		last   string
 		number uint32
 		from   uint32
+		letter letters
 	)
 	refused := in.start(dec)
 	for i, size := range in.columns.Lengths {
 		origin, record := in.columns.OriginOf[i], in.columns.Records[i]
 		to := from + size
 		rec := in.body[from:to]
+		at, ordinal := &in.places[origin], record
+		if in.several() {
+			letter.step(in, at)
+			ordinal = letter.ordinal
+		}
 		err := refused
 		if err == nil {
 			err = dec.Decode(rec, &d)
@@ -141,13 +187,12 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 			err = checkSize(d.Body)
 		}
 		if err != nil {
-			in.bad = append(in.bad, bad{record, origin, from, to, err})
+			in.bad = append(in.bad, bad{record, origin, from, to, err, letter.next - 1, ordinal})
 			from = to
 			continue
 		}
-		at := &in.places[origin]
 		if !d.HasID {
-			d.ID = at.id(record, &d, in.name)
+			d.ID = at.id(ordinal, &d, in.name)
 		}
 		if !d.HasTime {
 			d.Time = at.observed()

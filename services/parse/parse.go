@@ -15,7 +15,9 @@
 package parse
 
 import (
+	"bytes"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -242,9 +244,7 @@ func (p *Parse) Handle(ctx context.Context, msg topology.In[messages.View], out 
 	if refused != nil {
 		return refused
 	}
-	if fact := in.fact(v); fact != nil {
-		out.Fact(fact)
-	}
+	in.facts(v, out)
 	return nil
 }
 
@@ -273,10 +273,10 @@ func (f *feed) count(in *input, v *messages.View) {
 	}
 }
 
-// fact is the ledger's fact about a frame, nil for one of nothing.
-func (in *input) fact(v *messages.View) *messages.Fact {
+// facts tells the ledger about a frame, nothing of one of nothing.
+func (in *input) facts(v *messages.View, out topology.Outbox) {
 	if len(in.origins) == 0 {
-		return nil
+		return
 	}
 	parsed := &messages.Parsed{
 		Pull: in.origins[0].GetPull(), FrameNo: v.FrameNo(), Records: uint64(v.Len()), Events: uint64(len(in.events)),
@@ -287,7 +287,28 @@ func (in *input) fact(v *messages.View) *messages.Fact {
 			parsed.Quarantined[fault.CodeOf(b.err)]++
 		}
 	}
-	return &messages.Fact{Kind: &messages.Fact_Parsed{Parsed: parsed}}
+	if in.several() {
+		in.announce(v, out)
+	}
+	out.Fact(&messages.Fact{Kind: &messages.Fact_Parsed{Parsed: parsed}})
+}
+
+// announce says of a frame of several messages what ingest says of it once it is
+// stored. Ingest may end before it has: then the messages come again among others,
+// as another pull, and nobody else would know of this one.
+func (in *input) announce(v *messages.View, out topology.Outbox) {
+	o := in.origins[0]
+	announced := &messages.Announced{
+		Origin: o, As: messages.Announced_AS_EVENTS, Messages: uint32(len(in.columns.MessageSent)), MessageIds: bytes.Clone(in.messageIDs),
+	}
+	if v.Len() > len(in.columns.MessageSent) {
+		announced.MessageRecords = slices.Clone(in.columns.MessageRecords)
+	}
+	out.Fact(&messages.Fact{Kind: &messages.Fact_Announced{Announced: announced}})
+	out.Fact(&messages.Fact{Kind: &messages.Fact_Fetched{Fetched: &messages.Fetched{
+		Pull: o.GetPull(), Source: o.GetSource(), Frames: 1, Records: uint64(v.Len()), End: messages.Fetched_END_COMPLETE,
+		Bytes: uint64(v.BodySize()), RawBytes: uint64(v.BodySize()),
+	}}})
 }
 
 // quarantineAtOnce bounds the bad records of one frame that are stored at once.
@@ -300,11 +321,13 @@ func (in *input) quarantine(ctx context.Context, msg *topology.In[messages.View]
 	}
 	var g errgroup.Group
 	g.SetLimit(quarantineAtOnce)
-	for _, b := range in.bad {
+	for i := range in.bad {
+		b := &in.bad[i]
+		origin, record := in.origin(b)
 		q := &messages.Quarantine{
 			Stage: string(topology.Parse), Source: in.source, Format: in.format,
 			Code: fault.CodeOf(b.err), Reason: b.err.Error(),
-			Origin: in.origins[b.origin], Record: b.record, Records: 1,
+			Origin: origin, Record: record, Records: 1,
 			Offset: -1, Length: int64(b.to - b.from), Payload: in.body[b.from:b.to],
 			Holds: messages.Quarantine_HOLDS_RECORD, Attempts: uint32(msg.Attempt), Subject: msg.Subject,
 		}

@@ -10,6 +10,7 @@
 package ledger
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 
@@ -144,11 +145,15 @@ func (f *Fold) announced(a *messages.Announced) {
 		return
 	}
 	p.announced, p.as, p.asCode = true, a.GetAs(), f.name(a.GetCode())
-	p.source, p.origin = f.name(a.GetOrigin().GetSource()), originName(a.GetOrigin())
+	p.source, p.origin, p.messages = f.name(a.GetOrigin().GetSource()), originName(a), a.GetMessages()
 }
 
 // originName is what a person would call it.
-func originName(o *messages.Origin) string {
+func originName(a *messages.Announced) string {
+	o := a.GetOrigin()
+	if a.GetMessages() > 1 {
+		return fmt.Sprintf("%d messages", a.GetMessages())
+	}
 	if o.GetBucket() == "" && o.GetKey() == "" {
 		return "message " + o.GetMessageId()
 	}

@@ -428,6 +428,41 @@ func TestDestinationsReadByWildcard(t *testing.T) {
 	}
 }
 
+// Of several messages that are one pull both ingest and parse tell: whichever of
+// them is heard of, in whatever order, the books are the same.
+// covers: F-5
+func TestMessagesOfOnePull(t *testing.T) {
+	ids := make([]byte, 48)
+	announced := func(ids []byte) *messages.Fact {
+		return &messages.Fact{Kind: &messages.Fact_Announced{Announced: &messages.Announced{
+			Origin: &messages.Origin{Pull: id("batch"), Source: "voice"}, As: messages.Announced_AS_EVENTS, Messages: 3, MessageIds: ids,
+		}}}
+	}
+	for name, tell := range map[string]func(b *book){
+		"only parse": func(b *book) { b.add(announced(ids)); b.fetched("batch", 1, 3) },
+		"both": func(b *book) {
+			for _, ids := range [][]byte{nil, ids} {
+				b.add(announced(ids))
+				b.fetched("batch", 1, 3)
+			}
+		},
+		"ingest late": func(b *book) {
+			b.add(announced(ids))
+			b.fetched("batch", 1, 3).parsed("batch", 0, 3, 3)
+			b.add(announced(nil))
+			b.fetched("batch", 1, 3)
+		},
+	} {
+		b := &book{}
+		tell(b)
+		b.parsed("batch", 0, 3, 3).routed("batch", iam, span(0, 2), []uint64{2}, nil)
+		r := b.report()
+		if !r.Balanced || len(r.Pulls) != 1 || r.Pulls[0].Messages != 3 || r.Pulls[0].Origin != "3 messages" || r.Total.Records != 3 || r.Total.Duplicates != 1 {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
 func TestTotalsOfPulls(t *testing.T) {
 	b := plain()
 	b.announce("test", messages.Announced_AS_TEST, "").announce("removal", messages.Announced_AS_IGNORED, "ingest.removal").

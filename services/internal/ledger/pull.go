@@ -41,6 +41,7 @@ type pull struct {
 	announced bool
 	as        messages.Announced_As
 	asCode    string
+	messages  uint32 // how many it is, 0 for one
 
 	fetched bool
 	end     messages.Fetched_End

@@ -89,7 +89,9 @@ type Pull struct {
 	Source string `json:"source"`
 	// Origin is the address of the object, or the id of the message.
 	Origin string `json:"origin"`
-	State  State  `json:"state"`
+	// Messages is how many upstream messages are one pull, where they are several.
+	Messages uint32 `json:"messages,omitempty"`
+	State    State  `json:"state"`
 	// As is what it was announced as, End how fetching it ended, "" before, and
 	// Code the reason of either, where there is one.
 	As   string `json:"as"`
@@ -194,7 +196,7 @@ func (b *Pull) name() string {
 // balance compares what went into each stage with what came out.
 func (f *Fold) balance(p *pull, wanted [][]bool) Pull {
 	b := Pull{
-		Pull: p.key.String(), Source: p.source, Origin: p.origin, State: Balanced, As: label(p.as.String(), "AS_"), Code: p.endCode,
+		Pull: p.key.String(), Source: p.source, Origin: p.origin, Messages: p.messages, State: Balanced, As: label(p.as.String(), "AS_"), Code: p.endCode,
 		Frames: p.frames, ParsedFrames: p.parsedFrames, Bytes: p.bytes, RawBytes: p.rawBytes,
 		Counts: Counts{
 			Records: p.cut, Events: p.events, Unique: p.unique, Duplicates: p.duplicate, Republished: p.republished, Twice: p.twice,
