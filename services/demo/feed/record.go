@@ -23,6 +23,17 @@ const (
 	saltSlot
 	saltCaller
 	saltBurst
+	saltVPC
+	saltCloudFront
+	saltGuardDuty
+	saltUmbrella
+	saltOPSWAT
+	saltMetaDefender
+	saltVoiso
+	saltCensornet
+	saltEventBridge
+	saltSecurityHub
+	saltApplication
 )
 
 func newRand(seed, salt, a, b uint64) random {
