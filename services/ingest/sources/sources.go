@@ -46,6 +46,9 @@ type Deps struct {
 	Format string
 	// NewOutbox opens an outbox for one piece of work.
 	NewOutbox func() topology.Outbox
+	// Bus keeps the cursors of pollers and shares their work over replicas. Others do
+	// not need it.
+	Bus *topology.Bus
 	// Choose finds the format of events in message bodies.
 	Choose ChooseFormat
 	// Drain is how long work in hand may go on after Run's context has ended; 0
