@@ -7,7 +7,7 @@ import (
 	"github.com/penstock/penstock/services/internal/framing"
 )
 
-// covers: F-9 (key, skip rules), F-6 (not mistaken for it), DEV-51
+// covers: F-9 (key, skip rules), F-6 (not mistaken for it), DEV-51, F-18 (folders, other objects)
 func TestChoose(t *testing.T) {
 	const (
 		key     = "p/AWSLogs/123456789012/CloudTrail/us-east-1/2026/01/05/x.json.gz"
@@ -19,9 +19,11 @@ func TestChoose(t *testing.T) {
 		s3      = `{"Records":[{"eventVersion":"2.1","eventSource":"aws:s3","awsRegion":"us-east-1","eventTime":"2026-01-05T00:00:10.000Z","eventName":"ObjectCreated:Put","s3":{}}]}`
 		digests = `{"awsAccountId":"123456789012","digestStartTime":"2026-01-05T00:00:00Z","logFiles":[]}`
 		other   = `{"Records":[{"a":1}]}`
+		dns     = `"2026-01-05 17:48:41","h","h","192.0.2.1","","Allowed","1 (A)","NOERROR","example.org.",""`
 	)
 	array := framing.Framing{Kind: framing.Array, Key: "Records"}
 	auto := framing.Framing{Kind: framing.Auto}
+	rows := framing.Framing{Kind: framing.CSV, Comma: ','}
 	tests := []struct {
 		name, configured, key, head string
 		format                      string
@@ -48,6 +50,11 @@ func TestChoose(t *testing.T) {
 		{"head cut in a long value", "", "", strings.Replace(trail, "IAMUser", strings.Repeat("x", 5000), 1)[:4096], "json", auto, ""},
 		{"notification of S3", "", "", s3, "json", auto, ""},
 		{"other records", "", "", other, "json", auto, ""},
+		{"Umbrella by folder", "", "p/dnslogs/2026-01-05/2026-01-05-17-40-a1b2.csv.gz", "", "umbrella", rows, ""},
+		{"Umbrella by row", "", "x.csv.gz", dns, "umbrella", rows, ""},
+		{"Umbrella by header", "", "x.csv.gz", `"ID","Time","Email","User","Type","Action","Logged in from","Before","After"` + "\n", "umbrella", framing.Framing{Kind: framing.CSV, Comma: ',', Header: framing.FirstLine}, ""},
+		{"Umbrella's test file", "umbrella", "p/README_FROM_UMBRELLA.txt", "hello", "umbrella", rows, "parse.umbrella_readme"},
+		{"JSON in Umbrella's folder", "", "p/dnslogs/2026-01-05/x", `{"a":1}`, "json", auto, ""},
 		{"text", "", "", "hello", "json", auto, ""},
 		{"nothing", "", "", "", "json", auto, ""},
 		{"broken", "", "", `{"Records":[{"eventVersion`, "json", auto, ""},
@@ -71,7 +78,7 @@ func FuzzChoose(f *testing.F) {
 	f.Add("", []byte("[{\"a\\"))
 	f.Fuzz(func(t *testing.T, key string, head []byte) {
 		format, framing, skip := Choose("", key, head)
-		if _, known := shapes[format]; !known || skip != "" && format != "cloudtrail" {
+		if _, known := shapes[format]; !known || skip != "" && format != "cloudtrail" && format != "umbrella" {
 			t.Fatalf("format %q, skip %q", format, skip)
 		}
 		again, framingAgain, skipAgain := Choose(format, key, head)
