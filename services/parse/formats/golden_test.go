@@ -18,8 +18,8 @@ import (
 )
 
 // Every format has cases: <case>.in is an object as fetched, <case>.yaml, where
-// there is one, the source's format setting and the key, <case>.want what becomes of
-// the records.
+// there is one, the source's format setting, <case>.key the key, <case>.want what
+// becomes of the records.
 func TestGolden(t *testing.T) {
 	for _, name := range Names() {
 		cases, _ := filepath.Glob("testdata/" + name + "/*.in")
@@ -42,14 +42,17 @@ func render(t *testing.T, name, in string) []byte {
 	}
 	set := struct {
 		Format Setting `yaml:"format"`
-		Key    string  `yaml:"key"`
-	}{Format: Setting{Type: Auto}}
+	}{Setting{Type: Auto}}
 	if text, err := os.ReadFile(strings.TrimSuffix(in, ".in") + ".yaml"); err == nil {
 		if err := config.Parse(in, text, &set); err != nil {
 			t.Fatal(err)
 		}
 	}
-	format, f, skip := Choose(set.Format.Type, set.Key, data)
+	key := ""
+	if text, err := os.ReadFile(strings.TrimSuffix(in, ".in") + ".key"); err == nil {
+		key = strings.TrimSpace(string(text))
+	}
+	format, f, skip := Choose(set.Format.Type, key, data)
 	if format != name {
 		t.Fatalf("the object is taken for %s", format)
 	}
@@ -77,7 +80,7 @@ func render(t *testing.T, name, in string) []byte {
 			t.Fatal(err)
 		}
 		var d Doc
-		if err := begin(dec, set.Key, split.Header()); err != nil {
+		if err := begin(dec, key, split.Header()); err != nil {
 			fmt.Fprintf(&b, "%d refused, %s: %v\n", n, fault.CodeOf(err), err)
 			continue
 		}
