@@ -88,6 +88,8 @@ type S3 interface {
 type Source struct {
 	// Format is the configured one; "" finds it by key and content.
 	Format string
+	// Choose is that of Deps for this source alone; nil for that of all.
+	Choose func(configured, key string, head []byte) (format string, f framing.Framing, skip string)
 	// Allows tells whether objects of the bucket may be read. Nil allows none.
 	Allows func(bucket string) bool
 	// S3 makes the client; it is called when the first object is to be read, and
@@ -111,7 +113,6 @@ type Deps struct {
 // Fetch is the stage. Handle may be called concurrently.
 type Fetch struct {
 	cfg     Config
-	choose  func(configured, key string, head []byte) (string, framing.Framing, string)
 	sources map[string]*source
 	log     *slog.Logger
 
@@ -140,7 +141,7 @@ func New(cfg Config, deps Deps) (*Fetch, error) {
 		return nil, err
 	}
 	f := &Fetch{
-		cfg: cfg, choose: deps.Choose, log: deps.Log, sources: map[string]*source{}, pause: firstResume,
+		cfg: cfg, log: deps.Log, sources: map[string]*source{}, pause: firstResume,
 		objects: semaphore.NewWeighted(int64(cfg.MaxObjects)),
 		bytes:   semaphore.NewWeighted(int64(cfg.MaxBytesInFlight)),
 		large:   semaphore.NewWeighted(1),
@@ -149,6 +150,9 @@ func New(cfg Config, deps Deps) (*Fetch, error) {
 		f.log = slog.New(slog.DiscardHandler)
 	}
 	for name, s := range deps.Sources {
+		if s.Choose == nil {
+			s.Choose = deps.Choose
+		}
 		f.sources[name] = &source{Source: s}
 	}
 	f.readers.New = func() any { return newReader() }
@@ -239,7 +243,7 @@ func (j *job) run(ctx context.Context) error {
 		j.skip = skipFolder
 		return nil
 	}
-	if _, _, j.skip = f.choose(src.Format, o.GetKey(), nil); j.skip != "" {
+	if _, _, j.skip = src.Choose(src.Format, o.GetKey(), nil); j.skip != "" {
 		return nil
 	}
 

@@ -82,7 +82,7 @@ func (j *job) read(ctx context.Context, src *source, r *reader) error {
 		j.skip = skipEmpty
 		return nil
 	}
-	format, fr, skip := f.choose(src.Format, o.GetKey(), head)
+	format, fr, skip := src.Choose(src.Format, o.GetKey(), head)
 	if j.format, j.skip = format, skip; skip != "" {
 		return nil
 	}

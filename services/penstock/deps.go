@@ -22,7 +22,7 @@ func (p *pipeline) fetchDeps(log *slog.Logger) fetch.Deps {
 		}
 		aws := reader.ObjectAWS()
 		deps.Sources[s.Name] = fetch.Source{
-			Format: s.Format.Type,
+			Format: s.Format.Type, Choose: s.Format.Choose,
 			Allows: reader.Allows,
 			S3: func(ctx context.Context) (fetch.S3, error) {
 				return awsclient.S3(ctx, aws)

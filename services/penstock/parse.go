@@ -153,7 +153,7 @@ func (t *trial) run(ctx context.Context, path string, stdin io.Reader) error {
 }
 
 func (t *trial) choose(configured, key string, head []byte) (string, framing.Framing, string) {
-	format, cut, skip := formats.Choose(configured, key, head)
+	format, cut, skip := t.setting.Choose(configured, key, head)
 	t.format, t.skipped = format, skip
 	return format, cut, skip
 }

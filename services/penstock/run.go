@@ -223,7 +223,7 @@ func (p *pipeline) stage(ctx context.Context, s topology.Stage, bus *topology.Bu
 		var all []sources.Source
 		for _, c := range p.file.Sources {
 			source, err := sources.Catalog.Open(ctx, c.Type, c.Options, sources.Deps{
-				Name: c.Name, Format: c.Format.Type, Choose: formats.Choose, Drain: p.file.Bus.DrainTimeout, Log: log, Bus: bus,
+				Name: c.Name, Format: c.Format.Type, Choose: c.Format.Choose, Drain: p.file.Bus.DrainTimeout, Log: log, Bus: bus,
 				NewOutbox: func() topology.Outbox { return bus.NewOutbox(topology.Ingest) },
 			})
 			if err != nil {

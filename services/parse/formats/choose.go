@@ -31,6 +31,16 @@ func Choose(configured, key string, head []byte) (format string, f framing.Frami
 	return format, sh.framing(head), skip
 }
 
+// Choose is the Choose of a source with this setting: its options may say where
+// records are, too. configured is s.Type.
+func (s Setting) Choose(configured, key string, head []byte) (format string, f framing.Framing, skip string) {
+	format, f, skip = Choose(configured, key, head)
+	if sh := shapes[format]; format == s.Type && sh.configure != nil && s.Options != nil {
+		f = sh.configure(s.Options, f)
+	}
+	return format, f, skip
+}
+
 // guess asks every format, in the order of the alphabet so that the answer is
 // always the same.
 func guess(key string, head []byte) string {

@@ -201,6 +201,9 @@ type shape struct {
 	sniff func(key string, head []byte) bool
 	// skip returns the reason why the object holds no events, "" when it may.
 	skip func(key string, head []byte) string
+	// configure changes the framing as the options say, a pointer to their struct.
+	// nil when they never do.
+	configure func(options any, f framing.Framing) framing.Framing
 }
 
 // newID is called by way of a variable: inlined here, messages.NewID would put its
