@@ -61,6 +61,10 @@ func TestTextFormatsAllocateNothing(t *testing.T) {
 	}{
 		{"vpcflow", vpcDefault, []string{flowLine, "2 unknown eni-1 - - - - - - - 1767600120 1767600179 - NODATA", `{"version":2,"account_id":"1","start":1767600120,"x":[1]}`, flowLine + "\xff"}},
 		{"cloudfront", "#Fields: date time x-edge-request-id cs(User-Agent)", []string{"2026-01-05\t21:02:31\tR1\tMozilla/5.0%20(X11)", `{"date":"2026-01-05","cs_user_agent":"a%20b","x":null}`}},
+		{"s3access", "", []string{s3Line, s3Line + " more and more"}},
+		{"alb", "", []string{albLine, albLine + " more"}},
+		{"nlb", "", []string{nlbLine}},
+		{"elb_classic", "", []string{elbLine}},
 	}
 	for _, tt := range tests {
 		dec, columns := open(t, tt.format, nil, Deps{}), []byte(tt.columns)
