@@ -24,7 +24,6 @@ import (
 	"github.com/penstock/penstock/services/ingest/sources"
 	"github.com/penstock/penstock/services/internal/telemetry"
 	"github.com/penstock/penstock/services/parse"
-	"github.com/penstock/penstock/services/parse/formats"
 	"github.com/penstock/penstock/services/route"
 	"github.com/penstock/penstock/topology"
 )
