@@ -298,6 +298,14 @@ func (b *Builder) Message(id UUID, sent int64) {
 	b.perMessage = append(b.perMessage, 0)
 }
 
+// Alone forgets the messages: of a frame that got only one, which its origin names.
+func (b *Builder) Alone() {
+	b.messageIDs, b.messageSent, b.perMessage = b.messageIDs[:0], b.messageSent[:0], b.perMessage[:0]
+}
+
+// MessageIDs returns the ids so far, as View.MessageIDs does, until the next change.
+func (b *Builder) MessageIDs() []byte { return b.messageIDs }
+
 // Skip leaves out n ordinals before the next AddRecord: those of records that
 // were cut but refused.
 func (b *Builder) Skip(n uint64) {

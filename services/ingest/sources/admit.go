@@ -53,6 +53,9 @@ type letter struct {
 	sent, received int64
 	// receives counts its deliveries from 1.
 	receives int
+	// again is another id that a message sent a second time has: that which SNS
+	// gave it. "" for none. admit finds it.
+	again string
 }
 
 // Body says what the messages of a queue hold.
@@ -79,12 +82,18 @@ func (Body) Values() []string {
 // redelivery results in the same. Not for concurrent use.
 type admission struct {
 	source, format          string
+	account, region         string
 	body                    Body
 	buckets, keys, skipKeys patterns
 	choose                  ChooseFormat
-	// frame and split are kept for their buffers.
-	frame *messages.Builder
-	split *framing.Splitter
+	// frame, split and the others are kept for their buffers.
+	frame   *messages.Builder
+	split   *framing.Splitter
+	reader  bytes.Reader
+	scratch []byte
+	packed  cargo
+	// alone has events not share a frame with those of other messages.
+	alone bool
 }
 
 // outcome is the fate of one pull.
@@ -97,6 +106,9 @@ type outcome struct {
 	quarantine []*messages.Quarantine
 	// fetched is set where the message itself held the events.
 	fetched *messages.Fetched
+	// cargo is set, and all but the origin is not, where the message holds events
+	// that may go in a frame with those of others.
+	cargo *cargo
 	// body that holds this pull alone.
 	body func() []byte
 }
@@ -147,12 +159,37 @@ func (o *outcome) refuse(err error) {
 func (a *admission) outcome(l *letter, index int, body func() []byte) outcome {
 	return outcome{
 		origin: &messages.Origin{
-			Pull:   messages.NewPull("sqs", l.queue, l.id, strconv.Itoa(index)),
+			Pull:   messages.MessagePull(l.queue, l.id, index),
 			Source: a.source, Queue: l.queue, MessageId: l.id, Created: l.sent, Received: l.received,
+			Account: a.account, Region: a.region,
 		},
 		body: body,
 	}
 }
+
+// quick returns the events of a message that is plainly nothing but events which may
+// share a frame; nil for another message, which admit judges.
+func (a *admission) quick(l *letter) *cargo {
+	if a.alone || len(l.body) > maxCargo {
+		return nil
+	}
+	body := append(a.scratch[:0], l.body...)
+	a.scratch = body
+	switch {
+	case a.body == BodyEvents && !bytes.Contains(body, snsKind):
+	case a.body == BodyAuto && a.named() && !mayAnnounce(body):
+	default:
+		return nil
+	}
+	format, f, skip := a.choose(a.format, "", body[:min(len(body), headBytes)])
+	if skip != "" || format == "" {
+		return nil
+	}
+	return a.cargo(l, format, f, body)
+}
+
+// snsKind is in every SNS envelope.
+var snsKind = []byte("Notification")
 
 // admit judges one message. The result has at least one outcome, and refers to
 // nothing that changes.
@@ -167,15 +204,20 @@ func (a *admission) admit(l *letter) []outcome {
 	if a.body == BodyEvents {
 		inner := body
 		// Only SNS envelopes matter here; do not take every event apart for them.
-		if bytes.Contains(body, []byte("Notification")) {
-			inner = readNotice(body).inner
+		if bytes.Contains(body, snsKind) {
+			n := readNotice(body)
+			inner, l.again = n.inner, n.id
 		}
 		return []outcome{a.events(l, body, inner)}
 	}
 
+	if a.body == BodyAuto && a.named() && !mayAnnounce(body) {
+		return []outcome{a.events(l, body, body)}
+	}
 	n := readNotice(body)
+	l.again = n.id
 	if n.records == nil {
-		if a.body == BodyAuto && a.format != "" && a.format != "auto" {
+		if a.body == BodyAuto && a.named() {
 			return []outcome{a.events(l, body, n.inner)}
 		}
 		o := a.outcome(l, 0, asIs)
@@ -189,6 +231,9 @@ func (a *admission) admit(l *letter) []outcome {
 	return outcomes
 }
 
+// named tells whether the source names a format of events.
+func (a *admission) named() bool { return a.format != "" && a.format != "auto" }
+
 // notice judges one record of a notification.
 func (a *admission) notice(l *letter, index int, n *named) outcome {
 	o := a.outcome(l, index, n.body)
@@ -197,6 +242,9 @@ func (a *admission) notice(l *letter, index int, n *named) outcome {
 	}
 	if n.created != 0 {
 		o.origin.Created = n.created
+	}
+	if n.region != "" {
+		o.origin.Region = n.region
 	}
 	switch {
 	case n.verdict == test:
@@ -237,6 +285,9 @@ func (a *admission) events(l *letter, body, inner []byte) outcome {
 		o.refuse(errUnreadable.New(nil, "read the events in message %s: no format fits", l.id))
 		return o
 	}
+	if o.cargo = a.cargo(l, format, f, inner); o.cargo != nil {
+		return o
+	}
 	c := cutter{a: a, o: &o, format: format}
 	c.cut(f, l, inner)
 	if len(o.quarantine) > 0 && c.good == 0 {
@@ -261,6 +312,7 @@ type cutter struct {
 	o      *outcome
 	format string
 	frames uint32
+	head   []byte // of the frame in hand
 	// next is the ordinal of the next record, good how many were not bad.
 	next, good uint64
 	codes      map[string]uint64
@@ -304,11 +356,13 @@ func span(body []byte, offset, length int64) []byte {
 
 func (c *cutter) record(rec []byte) {
 	b := c.a.frame
-	if b.Len() > 0 && b.BodySize()+len(rec) > messages.TargetBody {
+	head := c.a.split.Header()
+	if b.Len() > 0 && (b.BodySize()+len(rec) > messages.TargetBody || !bytes.Equal(head, c.head)) {
 		c.flush()
 	}
 	if b.Len() == 0 {
-		b.Reset(messages.Header{Source: c.a.source, Format: c.format, FrameNo: c.frames, FirstRecord: c.next})
+		c.head = head
+		b.Reset(messages.Header{Source: c.a.source, Format: c.format, FrameNo: c.frames, FirstRecord: c.next, Head: head})
 		b.Origin(c.o.origin)
 	}
 	b.AddRecord(rec)

@@ -158,6 +158,7 @@ func TestNoticeOnTheBus(t *testing.T) {
 		Origin: &messages.Origin{
 			Pull: messages.NewPull("sqs", "https://q/1/logs", "m-1", "0"), Source: "src", Bucket: "logs", Key: "a b+.gz", Version: "v", Etag: "e",
 			Queue: "https://q/1/logs", MessageId: "m-1", Created: 1767571210000000000, Received: 8,
+			Region: "eu-west-1",
 		},
 	}
 	if !proto.Equal(got, want) {

@@ -52,7 +52,7 @@ func runWithin(within context.Context, t *testing.T, change func(*SQSConfig, *De
 	}
 	l := &live{Cloud: c, bus: &topology.Recorder{}}
 	cfg := defaultSQS()
-	cfg.QueueURL, cfg.Buckets, cfg.VisibilityTimeout = url, []string{"logs"}, 2*time.Second
+	cfg.QueueURL, cfg.Buckets, cfg.VisibilityTimeout, cfg.WaitTime = url, []string{"logs"}, 2*time.Second, time.Second
 	cfg.AWS = awsclient.Config{Region: c.Region(), AccessKey: "AKIATEST", SecretKey: config.NewSecret("secret")}
 	deps := Deps{Name: t.Name(), Choose: chooseAuto, NewOutbox: func() topology.Outbox { return l.bus }}
 	if change != nil {
@@ -333,4 +333,17 @@ func BenchmarkQueue(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.N)*backlog/b.Elapsed().Seconds(), "messages/s")
+}
+
+// recordsIn counts the records of all frames that were stored.
+func recordsIn(tb testing.TB, bus *topology.Recorder) (n int) {
+	tb.Helper()
+	for _, m := range bus.Messages() {
+		v, err := messages.DecodeFrame(m.Data)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		n += v.Len()
+	}
+	return n
 }

@@ -97,8 +97,25 @@ type notification struct {
 	// inner is the body without its SNS envelopes: where there are no records, it
 	// may hold events.
 	inner []byte
+	// id is that of the outermost SNS envelope, with its topic; "" without one.
+	id string
 	// why tells what kept inner from being a notification.
 	why string
+}
+
+// mayAnnounce tells without decoding whether readNotice can find an announcement or
+// an envelope in body: each has one of these words, unless its keys are escaped.
+func mayAnnounce(body []byte) bool {
+	for _, word := range announcing {
+		if bytes.Contains(body, word) {
+			return true
+		}
+	}
+	return false
+}
+
+var announcing = [][]byte{
+	[]byte("Records"), []byte("Message"), []byte("s3:TestEvent"), []byte("aws.s3"), []byte("s3ObjectKey"), []byte("SubscribeURL"), []byte(`\u`),
 }
 
 // readNotice finds out by shape alone what a message body announces, through any
@@ -139,6 +156,10 @@ func (n *notification) step() []byte {
 	}
 
 	if message, ok := top["Message"]; ok && is(top["Type"], "Notification") {
+		if id, ok := text(top["MessageId"]); ok && n.id == "" && id != "" {
+			topic, _ := text(top["TopicArn"])
+			n.id = topic + " " + id
+		}
 		if s, ok := text(message); ok {
 			if strings.TrimSpace(s) == "CloudTrail validation message." {
 				n.records = []named{{verdict: test, size: -1, raw: body}}

@@ -41,6 +41,8 @@ var (
 		"look at the reason; the pull is tried again from its cursor, nothing is lost")
 	errNoBus = fault.Define("ingest.no_bus", fault.Stop,
 		"report this as a bug of penstock: a poller was opened without a bus for its cursors")
+	errNoRegion = fault.Define("ingest.no_region", fault.Stop,
+		"set regions or aws.region, or the environment variable AWS_REGION, or a region in the profile")
 	errNoPlan = fault.Define("ingest.not_planned_yet", fault.Retry,
 		"wait for the first answer of the API; if none comes, check the network and the endpoint")
 	errPageGone = fault.Define("ingest.page_token_expired", fault.Retry,
@@ -314,9 +316,10 @@ type turn struct {
 
 // ended is what became of a pull.
 type ended struct {
-	turn *turn
-	took time.Duration
-	err  error
+	turn   *turn
+	took   time.Duration
+	stored bool // something, before err
+	err    error
 }
 
 // own pulls the shards of a lease group until ctx ends.
@@ -370,8 +373,9 @@ func (s *polling) own(ctx context.Context, group string) error {
 			t.working = true
 			working++
 			go func() {
-				took, err := s.work(ctx, t.shard, t.next.base)
-				results <- ended{turn: t, took: took, err: err}
+				e := ended{turn: t}
+				e.took, e.stored, e.err = s.work(ctx, t.shard, t.next.base)
+				results <- e
 			}()
 		}
 		timer := time.NewTimer(wait)
@@ -405,6 +409,9 @@ func (s *polling) settle(ctx context.Context, e ended) {
 			wait = time.Second
 			s.log.DebugContext(ctx, "a cursor was moved by another process", "shard", t.shard.name)
 		default:
+			if e.stored { // it gets on
+				t.fails = backoff{}
+			}
 			if wait = t.fails.next(); fault.ClassOf(e.err) == fault.Stop {
 				wait = min(wait*20, stopPause)
 			}
@@ -434,24 +441,25 @@ func (s *polling) settle(ctx context.Context, e ended) {
 }
 
 // work runs one pull within the limits of the process.
-func (s *polling) work(ctx context.Context, sh shard, base time.Time) (took time.Duration, err error) {
+func (s *polling) work(ctx context.Context, sh shard, base time.Time) (took time.Duration, stored bool, err error) {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-ctx.Done():
-		return 0, context.Cause(ctx)
+		return 0, false, context.Cause(ctx)
 	}
 	// What was received goes on to be stored when the source has to stop.
 	work, end := outlive(ctx, s.deps.Drain, errDrain.New(nil, "finish the pull of %s", sh.name))
 	defer end()
 	p := &pull{caller: s.caller(ctx, sh.name), shard: sh, tick: base}
 	began := time.Now()
+	defer func() {
+		took = time.Since(began)
+		mPollTime.WithLabelValues(s.deps.Name).Observe(took.Seconds())
+		stored = p.report(work, took, err)
+	}()
 	defer s.recovered(work, "pull "+sh.name, &err)
-	err = s.kind.pull(work, p)
-	took = time.Since(began)
-	mPollTime.WithLabelValues(s.deps.Name).Observe(took.Seconds())
-	p.report(work, took, err)
-	return took, err
+	return 0, false, s.kind.pull(work, p)
 }
 
 // caller is what a poller has to work with while it plans, and, as part of a

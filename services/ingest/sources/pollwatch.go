@@ -59,8 +59,9 @@ var (
 	}, []string{"source"})
 )
 
-// report logs what a pull came to. Source: features DEV-87 to DEV-93.
-func (p *pull) report(ctx context.Context, took time.Duration, err error) {
+// report logs what a pull came to, and tells whether that was anything. Source:
+// features DEV-87 to DEV-93.
+func (p *pull) report(ctx context.Context, took time.Duration, err error) bool {
 	p.caller.mu.Lock()
 	responses := p.responses
 	p.caller.mu.Unlock()
@@ -84,6 +85,7 @@ func (p *pull) report(ctx context.Context, took time.Duration, err error) {
 		attrs = append(attrs, slog.Float64("wait_seconds", max(0, time.Until(p.s.tick(p.shard.name, time.Now()).at).Seconds())))
 	}
 	p.log.LogAttrs(ctx, level, "pull done", attrs...)
+	return p.pages > 0
 }
 
 // reached notes up to when a shard has been read, for the metrics.

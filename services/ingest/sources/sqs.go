@@ -2,13 +2,15 @@ package sources
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"net/url"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,11 +19,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
@@ -81,12 +83,20 @@ type SQSConfig struct {
 	// MaxHold is when a message that could not be stored is given back to the
 	// queue. SQS itself allows 12 hours from receive on. Range: up to 11h.
 	MaxHold time.Duration `yaml:"max_hold"`
-	// WaitTime of a receive call for messages to come. Range: 1s to 20s.
+	// WaitTime of a receive call for messages to come. Stopping takes as long, at
+	// most: SQS may hand out messages to a call that is broken off, and then they
+	// would be hidden until their visibility timeout has passed. Range: 1s to 20s.
 	WaitTime time.Duration `yaml:"wait_time"`
+	// Linger is how long events wait for those of other messages to share a frame
+	// with, while message after message comes. Range: 0s to 1s.
+	Linger time.Duration `yaml:"linger"`
 	// MaxInFlightBytes bounds the bodies in hand. A receiver first reserves room
-	// for the largest batch, so a small bound makes small batches. Unit: bytes,
-	// at least 1 MiB.
+	// for the largest batch that is likely, so a small bound makes small batches.
+	// Unit: bytes, at least 1 MiB.
 	MaxInFlightBytes config.Bytes `yaml:"max_in_flight_bytes"`
+	// MaxInFlight bounds the messages in hand; SQS itself allows 120000 for a
+	// queue. Unit: messages, at least 10.
+	MaxInFlight int `yaml:"max_in_flight"`
 	// MaxReceives is how often a message on which penstock itself fails is
 	// received before it is quarantined. Others are never judged by this count.
 	// Unit: receives, at least 1.
@@ -99,8 +109,9 @@ type SQSConfig struct {
 
 func defaultSQS() SQSConfig {
 	return SQSConfig{
-		Body: BodyAuto, Receivers: 2, MaxReceivers: 8, VisibilityTimeout: 2 * time.Minute, MaxHold: 11 * time.Hour,
-		WaitTime: 20 * time.Second, MaxInFlightBytes: 128 * config.MiB, MaxReceives: 5,
+		Body: BodyAuto, Receivers: 2, MaxReceivers: 16, VisibilityTimeout: 2 * time.Minute, MaxHold: 11 * time.Hour,
+		WaitTime: 5 * time.Second, Linger: 50 * time.Millisecond, MaxInFlightBytes: 128 * config.MiB, MaxInFlight: 10_000,
+		MaxReceives: 5,
 	}
 }
 
@@ -133,6 +144,8 @@ func (c SQSConfig) Validate() error {
 	p.Need(c.VisibilityTimeout >= 2*time.Second && c.VisibilityTimeout <= 11*time.Hour, "visibility_timeout", "use 2s to 11h, e.g. 120s")
 	p.Need(c.MaxHold >= c.VisibilityTimeout && c.MaxHold <= 11*time.Hour, "max_hold", "use 11h or less, and no less than visibility_timeout")
 	p.Need(c.WaitTime >= time.Second && c.WaitTime <= 20*time.Second, "wait_time", "use 1s to 20s")
+	p.Need(c.Linger >= 0 && c.Linger <= time.Second, "linger", "use 0s to 1s, e.g. 50ms")
+	p.Need(c.MaxInFlight >= batchMax && c.MaxInFlight <= 120_000, "max_in_flight", "use 10 to 120000 messages")
 	p.Need(c.MaxInFlightBytes >= maxBody, "max_in_flight_bytes", "use 1 MiB or more: a message can be as large as that")
 	p.Need(c.MaxReceives >= 1, "max_receives", "use 1 or more receives")
 	return p.Err()
@@ -175,31 +188,49 @@ const (
 	callTimeout = 20 * time.Second
 	// settleTimeout bounds deleting and giving back, which go on during shutdown.
 	settleTimeout = 10 * time.Second
-	// recentMax is how many stored messages are remembered. About 2 MiB.
-	recentMax = 16 << 10
+	// recentMax is how many stored messages are remembered. About 8 MiB.
+	recentMax = 64 << 10
 )
 
 // sqsSource reads one queue:
 //
-//	receive ≤ 10 ─▶ admit each ─▶ publish, quarantine, facts ─▶ flush ─▶ delete
-//	  └──────────── visibility extended all the while ──────────────────┘
+//	receive ≤ 10 ─▶ admit each ─┬▶ events ─▶ a frame of many messages ─▶ flush ─┬▶ delete
+//	  │                         └▶ notices, quarantine, large bodies ─▶ flush ──┤
+//	  └──────────────────── visibility extended all the while ──────────────────┘
 //
 // Nothing is deleted before flush has returned nil. While the bus takes nothing,
-// publish or flush blocks: the receiver holds its batch and receives no more.
+// flush blocks: what is in hand fills its room, and nothing more is received.
 type sqsSource struct {
 	cfg    SQSConfig
 	deps   Deps
 	client SQS
 	log    *slog.Logger
 	tracer trace.Tracer
-	budget *semaphore.Weighted
+	room   *room
+	keeper *keeper
+	packer *packer
 	recent *recent
 	health *health
+	m      counters
+	// account and region of the queue, as far as its URL tells.
+	account, region string
+	fifo            bool
 
 	mu        sync.Mutex
 	receivers int
 	undrained bool // a drain ran out of time
 	tested    bool // a test event was logged
+	// unstored is why and until when nothing is received: the bus has refused what
+	// came last.
+	unstored backoff
+	resume   time.Time
+}
+
+// counters are the metrics that every message touches.
+type counters struct {
+	received, deleted, redelivered, events prometheus.Counter
+	inFlight, inFlightBytes                prometheus.Gauge
+	receiveTime, age                       prometheus.Observer
 }
 
 func openSQS(ctx context.Context, cfg SQSConfig, deps Deps) (Source, error) {
@@ -218,12 +249,34 @@ func openSQS(ctx context.Context, cfg SQSConfig, deps Deps) (Source, error) {
 		deps.Drain = 20 * time.Second
 	}
 	log := deps.Log.With("source", deps.Name)
-	return &sqsSource{
+	s := &sqsSource{
 		cfg: cfg, deps: deps, client: client, log: log,
 		tracer: otel.Tracer("github.com/penstock/penstock/services/ingest/sources"),
-		budget: semaphore.NewWeighted(int64(cfg.MaxInFlightBytes)),
+		room:   newRoom(int64(cfg.MaxInFlightBytes), cfg.MaxInFlight),
 		recent: newRecent(recentMax), health: newHealth(deps.Name, cfg.QueueURL, log),
-	}, nil
+		account: queueAccount(cfg.QueueURL), region: at.Region, fifo: strings.HasSuffix(cfg.QueueURL, ".fifo"),
+		m: counters{
+			received: mReceived.WithLabelValues(deps.Name), deleted: mDeleted.WithLabelValues(deps.Name),
+			redelivered: mRedelivered.WithLabelValues(deps.Name), events: mAnnounced.WithLabelValues(deps.Name, "events"),
+			inFlight: mInFlight.WithLabelValues(deps.Name), inFlightBytes: mInFlightBytes.WithLabelValues(deps.Name),
+			receiveTime: mReceiveTime.WithLabelValues(deps.Name), age: mAge.WithLabelValues(deps.Name),
+		},
+	}
+	s.keeper, s.packer = newKeeper(s), newPacker(s)
+	return s, nil
+}
+
+// queueAccount returns the account in a queue's URL, "" where there is none.
+func queueAccount(queueURL string) string {
+	u, err := url.Parse(queueURL)
+	if err != nil {
+		return ""
+	}
+	account, _, _ := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
+	if len(account) != 12 || strings.Trim(account, "0123456789") != "" {
+		return ""
+	}
+	return account
 }
 
 // queueAt completes the access to the queue by what its URL tells. Calls do not
@@ -272,12 +325,16 @@ func (s *sqsSource) Health() error { return s.health.err() }
 func (s *sqsSource) Run(ctx context.Context) error {
 	work, end := outlive(ctx, s.deps.Drain, errDrain.New(nil, "finish the messages in hand of source %s", s.deps.Name))
 	defer end()
+	keep, release := context.WithCancel(work)
+	kept := make(chan struct{})
+	go func() { defer close(kept); s.keeper.run(keep) }()
+	defer func() { release(); <-kept }()
 	var wg sync.WaitGroup
 	var spawn func()
 	spawn = func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.receivers >= s.cfg.MaxReceivers {
+		if s.receivers >= s.cfg.MaxReceivers || ctx.Err() != nil {
 			return
 		}
 		s.receivers++
@@ -297,6 +354,7 @@ func (s *sqsSource) Run(ctx context.Context) error {
 		spawn()
 	}
 	wg.Wait()
+	s.packer.drain(work)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.undrained {
@@ -314,6 +372,11 @@ type receiver struct {
 	most int
 	// wait of the next receive call.
 	wait time.Duration
+	// busy counts the calls in a row that brought many messages.
+	busy int
+	// attempt names a receive call of a FIFO queue: repeated after an error, SQS
+	// answers as it did before, instead of hiding the messages of the lost answer.
+	attempt string
 	// spare ones end when there is nothing to receive; spawn adds one.
 	spare bool
 	spawn func()
@@ -321,19 +384,26 @@ type receiver struct {
 
 func (s *sqsSource) receiver(spare bool, spawn func()) *receiver {
 	return &receiver{
-		s: s, spare: spare, spawn: spawn, most: min(batchMax, int(s.cfg.MaxInFlightBytes/maxBody)),
-		admit: &admission{
-			source: s.deps.Name, format: s.deps.Format, body: s.cfg.Body,
-			buckets: s.cfg.Buckets, keys: s.cfg.Keys, skipKeys: s.cfg.SkipKeys, choose: s.deps.Choose,
-			frame: messages.NewBuilder(messages.Header{}), split: framing.New(framing.Framing{}, nil, framing.Limits{}),
-		},
+		s: s, spare: spare, spawn: spawn, most: min(batchMax, int(s.cfg.MaxInFlightBytes/maxBody)), admit: s.admission(),
+	}
+}
+
+func (s *sqsSource) admission() *admission {
+	return &admission{
+		source: s.deps.Name, format: s.deps.Format, body: s.cfg.Body, account: s.account, region: s.region,
+		buckets: s.cfg.Buckets, keys: s.cfg.Keys, skipKeys: s.cfg.SkipKeys, choose: s.deps.Choose,
+		frame: messages.NewBuilder(messages.Header{}), split: framing.New(framing.Framing{}, nil, framing.Limits{}),
 	}
 }
 
 // run goes on until ctx ends; work outlives ctx by the drain.
 func (r *receiver) run(ctx, work context.Context) {
-	var refused, unstored backoff
+	var refused backoff
 	for ctx.Err() == nil {
+		if wait := r.s.heldOff(); wait > 0 {
+			pause(ctx, wait)
+			continue
+		}
 		began := time.Now()
 		got, err := r.cycle(ctx, work)
 		switch {
@@ -342,13 +412,10 @@ func (r *receiver) run(ctx, work context.Context) {
 			pause(ctx, refused.next())
 			r.wait = 0
 			continue
-		case err != nil:
-			pause(ctx, unstored.next())
-		case got == r.most:
-			unstored = backoff{}
+		case err != nil: // heldOff tells for how long
+		case r.isBusy(got):
 			r.spawn()
 		case got > 0:
-			unstored = backoff{}
 		case r.spare:
 			return
 		case r.wait > 0:
@@ -362,24 +429,35 @@ func (r *receiver) run(ctx, work context.Context) {
 	}
 }
 
-// cycle receives one batch and settles it. The error is ingest.sqs_refused when
-// nothing could be received, else the messages are back in the queue.
+// isBusy tells whether one more receiver may be of use: SQS does not fill every
+// batch even of a queue with many messages.
+func (r *receiver) isBusy(got int) bool {
+	if 2*got < r.most {
+		r.busy = 0
+		return false
+	}
+	r.busy++
+	return got == r.most || r.busy >= 3
+}
+
+// cycle receives one batch and sees to it: what it announces is stored and settled
+// when cycle returns, the events in it are on their way. The error is
+// ingest.sqs_refused when nothing could be received.
 func (r *receiver) cycle(ctx, work context.Context) (got int, err error) {
 	s := r.s
-	room := int64(r.most) * maxBody
-	if err := s.budget.Acquire(ctx, room); err != nil {
+	room, err := s.room.reserve(ctx, r.most)
+	if err != nil {
 		return 0, err
 	}
-	defer func() { s.budget.Release(room) }()
+	var posts []*post
 	defer func() {
 		if p := recover(); p != nil {
-			err = errPanic.New(nil, "receive messages: %s", panicText(p))
-			s.log.ErrorContext(work, "a receiver failed; its messages will come again", "err", err, "stack", string(debug.Stack()))
+			err = s.failed(work, p, slices.DeleteFunc(posts, func(p *post) bool { return p.packed }))
 		}
 	}()
-	// A call that ends with ctx may leave messages hidden that SQS handed out at
-	// that moment; they come again when their visibility timeout has passed.
-	posts, err := s.next(ctx, r.most, r.wait)
+	// Not ctx: a call that is broken off may leave messages hidden.
+	posts, err = s.next(work, r)
+	s.room.exchange(room, r.most, posts)
 	if err != nil {
 		if ctx.Err() == nil {
 			s.health.failed(ctx, callReceive, err)
@@ -390,70 +468,130 @@ func (r *receiver) cycle(ctx, work context.Context) (got int, err error) {
 	if len(posts) == 0 {
 		return 0, nil
 	}
-	size := int64(0)
+	s.keeper.take(posts, time.Unix(0, posts[0].received))
+	got = len(posts)
+	own, outcomes := r.sort(work, posts)
+	if len(own) > 0 {
+		err = s.settle(work, own, func(ctx context.Context) error { return s.store(ctx, own, outcomes) })
+	}
+	return got, err
+}
+
+// failed says that penstock itself failed on posts, which will come again.
+func (s *sqsSource) failed(ctx context.Context, p any, posts []*post) error {
+	err := errPanic.New(nil, "receive messages: %s", panicText(p))
+	s.log.ErrorContext(ctx, "a receiver failed; its messages will come again", "err", err, "stack", string(debug.Stack()))
+	if len(posts) > 0 {
+		s.keeper.done(posts)
+	}
+	return err
+}
+
+// sort hands events to the packer. It returns the other posts and what is to be
+// stored of them.
+func (r *receiver) sort(work context.Context, posts []*post) (own []*post, outcomes []outcome) {
+	s := r.s
+	own = make([]*post, 0, len(posts))
+	packed := false
+	var failed map[string]bool // groups
 	for _, p := range posts {
-		size += int64(len(p.body))
+		if failed[p.group] {
+			p.failed = true // lest it overtake
+			own = append(own, p)
+			continue
+		}
+		if s.recent.has(p.id) { // only its deletion was lost
+			s.m.redelivered.Inc()
+			own = append(own, p)
+			continue
+		}
+		c, some := s.judge(work, r.admit, p)
+		switch {
+		case p.failed && p.group != "":
+			if failed == nil {
+				failed = map[string]bool{}
+			}
+			failed[p.group] = true
+		case p.failed:
+		case p.again != "" && s.recent.has(p.again): // SNS has sent it twice
+			s.m.redelivered.Inc()
+		case c != nil:
+			s.packer.add(work, p, c)
+			packed = true
+			continue
+		default:
+			outcomes = append(outcomes, some...)
+		}
+		own = append(own, p)
 	}
-	if size < room {
-		s.budget.Release(room - size)
-		room = size
+	if packed {
+		s.packer.received(work, len(posts) == r.most)
 	}
-	return len(posts), s.settle(work, r.admit, posts, size)
+	return own, outcomes
 }
 
-// post is one received message.
-type post struct {
-	letter
-	handle string
-	// failed: penstock itself failed on it.
-	failed bool
-}
-
-// next receives up to n messages.
-func (s *sqsSource) next(ctx context.Context, n int, wait time.Duration) ([]*post, error) {
-	ctx, cancel := context.WithTimeout(ctx, wait+callTimeout)
+// next receives up to r.most messages.
+func (s *sqsSource) next(ctx context.Context, r *receiver) ([]*post, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.wait+callTimeout)
 	defer cancel()
 	began := time.Now()
-	out, err := s.client.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
-		QueueUrl: &s.cfg.QueueURL, MaxNumberOfMessages: int32(n), WaitTimeSeconds: seconds(wait),
-		VisibilityTimeout: seconds(s.cfg.VisibilityTimeout),
-		MessageSystemAttributeNames: []types.MessageSystemAttributeName{
-			types.MessageSystemAttributeNameSentTimestamp, types.MessageSystemAttributeNameApproximateReceiveCount,
-		},
-	}, func(o *sqs.Options) { o.RetryMaxAttempts = 1 }) // run is the retry
-	if err != nil || len(out.Messages) == 0 {
+	in := sqs.ReceiveMessageInput{
+		QueueUrl: &s.cfg.QueueURL, MaxNumberOfMessages: int32(r.most), WaitTimeSeconds: seconds(r.wait),
+		VisibilityTimeout: seconds(s.cfg.VisibilityTimeout), MessageSystemAttributeNames: wanted[:2],
+	}
+	if s.fifo {
+		in.MessageSystemAttributeNames = wanted
+		if r.attempt == "" {
+			r.attempt = rand.Text()
+		}
+		in.ReceiveRequestAttemptId = &r.attempt
+	}
+	out, err := s.client.ReceiveMessage(ctx, &in, receiveOptions)
+	if err != nil {
 		return nil, err
 	}
+	r.attempt = ""
+	if len(out.Messages) == 0 {
+		return nil, nil
+	}
 	now := time.Now()
-	mReceiveTime.WithLabelValues(s.deps.Name).Observe(now.Sub(began).Seconds())
-	mReceived.WithLabelValues(s.deps.Name).Add(float64(len(out.Messages)))
-	posts := make([]*post, len(out.Messages))
+	s.m.receiveTime.Observe(now.Sub(began).Seconds())
+	s.m.received.Add(float64(len(out.Messages)))
+	all, posts := make([]post, len(out.Messages)), make([]*post, len(out.Messages))
 	for i := range out.Messages {
-		m := &out.Messages[i]
-		p := &post{handle: aws.ToString(m.ReceiptHandle), letter: letter{
+		m, p := &out.Messages[i], &all[i]
+		*p = post{handle: aws.ToString(m.ReceiptHandle), letter: letter{
 			queue: s.cfg.QueueURL, id: aws.ToString(m.MessageId), body: aws.ToString(m.Body),
 			sent:     unixMilli(m.Attributes[string(types.MessageSystemAttributeNameSentTimestamp)]),
 			received: now.UnixNano(),
 		}}
+		p.size = int64(len(p.body))
 		// A count that is no number is taken for the first receive.
 		p.receives, _ = strconv.Atoi(m.Attributes[string(types.MessageSystemAttributeNameApproximateReceiveCount)])
+		p.group = m.Attributes[string(types.MessageSystemAttributeNameMessageGroupId)]
 		if p.sent > 0 {
-			mAge.WithLabelValues(s.deps.Name).Observe(max(0, now.Sub(time.Unix(0, p.sent)).Seconds()))
+			s.m.age.Observe(max(0, now.Sub(time.Unix(0, p.sent)).Seconds()))
 		}
 		posts[i] = p
 	}
 	return posts, nil
 }
 
-// settle stores a batch and deletes it. When it cannot be stored, it is given
-// back and the reason returned.
-func (s *sqsSource) settle(work context.Context, a *admission, posts []*post, size int64) error {
-	mInFlight.WithLabelValues(s.deps.Name).Add(float64(len(posts)))
-	mInFlightBytes.WithLabelValues(s.deps.Name).Add(float64(size))
-	defer func() {
-		mInFlight.WithLabelValues(s.deps.Name).Sub(float64(len(posts)))
-		mInFlightBytes.WithLabelValues(s.deps.Name).Sub(float64(size))
-	}()
+// receiveOptions: run is the retry; and the MD5 of each body would find only what the
+// connection has let pass.
+func receiveOptions(o *sqs.Options) {
+	o.RetryMaxAttempts, o.DisableMessageChecksumValidation = 1, true
+}
+
+// wanted are the attributes to ask for; the last one of FIFO queues only.
+var wanted = []types.MessageSystemAttributeName{
+	types.MessageSystemAttributeNameSentTimestamp, types.MessageSystemAttributeNameApproximateReceiveCount,
+	types.MessageSystemAttributeNameMessageGroupId,
+}
+
+// settle has posts stored and deletes them. When they cannot be stored, they are
+// given back and the reason returned.
+func (s *sqsSource) settle(work context.Context, posts []*post, store func(ctx context.Context) error) error {
 	// The root of the trace that everything in this batch becomes part of.
 	ctx, span := s.tracer.Start(work, "ingest", trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindConsumer),
 		trace.WithAttributes(
@@ -463,15 +601,17 @@ func (s *sqsSource) settle(work context.Context, a *admission, posts []*post, si
 			attribute.Int("messaging.batch.message_count", len(posts)),
 		))
 	defer span.End()
-	h, held := s.hold(ctx, posts)
-	defer h.end()
-	err := s.store(held, a, posts)
+	held, cancel := context.WithDeadlineCause(ctx, posts[0].lot.until,
+		errHeld.New(nil, "store %d messages of source %s within %s", len(posts), s.deps.Name, s.cfg.MaxHold))
+	defer cancel()
+	err := store(held)
 	if err == nil {
-		h.remove(ctx)
-		h.end()
+		s.storedAgain()
+		stored, failed := apart(posts)
+		s.keeper.remove(ctx, stored)
 		// What failed alone waits longer each time.
-		h.giveBack(ctx, func(p *post) (time.Duration, bool) {
-			return min(time.Second<<min(max(p.receives, 0), 10), 15*time.Minute), p.failed
+		s.keeper.giveBack(ctx, failed, func(p *post) time.Duration {
+			return min(time.Second<<min(max(p.receives, 0), 10), 15*time.Minute)
 		})
 		return nil
 	}
@@ -480,9 +620,9 @@ func (s *sqsSource) settle(work context.Context, a *admission, posts []*post, si
 		err, wait = context.Cause(held), 0
 	}
 	span.SetStatus(codes.Error, fault.CodeOf(err))
-	h.end()
 	s.log.WarnContext(ctx, "messages were not stored and are given back", "messages", len(posts), "err", err)
-	h.giveBack(ctx, func(*post) (time.Duration, bool) { return wait, true })
+	s.notStored()
+	s.keeper.giveBack(ctx, posts, func(*post) time.Duration { return wait })
 	if work.Err() != nil {
 		s.mu.Lock()
 		s.undrained = true
@@ -491,39 +631,82 @@ func (s *sqsSource) settle(work context.Context, a *admission, posts []*post, si
 	return err
 }
 
-// store publishes what the messages result in. It returns nil once all is
-// durable, except for messages marked as failed.
-func (s *sqsSource) store(ctx context.Context, a *admission, posts []*post) error {
-	out := s.deps.NewOutbox()
-	var sent []outcome
-	for _, p := range posts {
-		if s.recent.has(p.id) {
-			mRedelivered.WithLabelValues(s.deps.Name).Inc()
-			continue // only its deletion was lost
-		}
-		outcomes := s.judge(ctx, a, p)
-		for i := range outcomes {
-			if err := outcomes[i].send(ctx, out); err != nil {
-				return errBusy.New(err, "store message %s", p.id)
+// apart divides posts into those that were stored and those that failed.
+func apart(posts []*post) (stored, failed []*post) {
+	for i, p := range posts {
+		if p.failed {
+			stored, failed = slices.Clone(posts[:i]), []*post{p}
+			for _, p := range posts[i+1:] {
+				if p.failed {
+					failed = append(failed, p)
+				} else {
+					stored = append(stored, p)
+				}
 			}
+			return stored, failed
 		}
-		sent = append(sent, outcomes...)
+	}
+	return posts, nil
+}
+
+// heldOff tells for how long to receive nothing.
+func (s *sqsSource) heldOff() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.resume.IsZero() {
+		return 0
+	}
+	return time.Until(s.resume)
+}
+
+// notStored and storedAgain note whether the bus takes what is received.
+func (s *sqsSource) notStored() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); s.resume.Before(now) { // once for all that fails together
+		s.resume = now.Add(s.unstored.next())
+	}
+}
+
+func (s *sqsSource) storedAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unstored, s.resume = backoff{}, time.Time{}
+}
+
+// store publishes what the messages result in. It returns nil once all is durable.
+func (s *sqsSource) store(ctx context.Context, posts []*post, outcomes []outcome) error {
+	out := s.deps.NewOutbox()
+	for i := range outcomes {
+		if err := outcomes[i].send(ctx, out); err != nil {
+			return errBusy.New(err, "store message %s", outcomes[i].origin.GetMessageId())
+		}
 	}
 	if err := out.Flush(ctx); err != nil {
 		return errBusy.New(err, "store %d messages", len(posts))
 	}
 	for _, p := range posts {
 		if !p.failed {
-			s.recent.add(p.id)
+			s.remember(p)
 		}
 	}
-	s.count(ctx, sent)
+	s.count(ctx, outcomes)
 	return nil
+}
+
+// remember notes that p is stored.
+func (s *sqsSource) remember(p *post) {
+	s.recent.add(p.id)
+	if p.again != "" {
+		s.recent.add(p.again)
+	}
 }
 
 // judge admits one message. One on which the program itself fails is marked, and
 // quarantined when that has happened too often: others must not wait for it.
-func (s *sqsSource) judge(ctx context.Context, a *admission, p *post) (outcomes []outcome) {
+//
+// The events of one that may share a frame are returned as cargo, instead.
+func (s *sqsSource) judge(ctx context.Context, a *admission, p *post) (c *cargo, outcomes []outcome) {
 	defer func() {
 		r := recover()
 		if r == nil {
@@ -533,14 +716,21 @@ func (s *sqsSource) judge(ctx context.Context, a *admission, p *post) (outcomes 
 		s.log.ErrorContext(ctx, "a message makes penstock fail", "message_id", p.id, "receives", p.receives,
 			"err", err, "stack", string(debug.Stack()))
 		if p.receives < s.cfg.MaxReceives {
-			p.failed, outcomes = true, nil
+			p.failed, c, outcomes = true, nil, nil
 			return
 		}
 		o := a.outcome(&p.letter, 0, func() []byte { return []byte(p.body) })
 		o.refuse(errFails.New(err, "read message %s, received %d times", p.id, p.receives))
-		outcomes = []outcome{o}
+		c, outcomes = nil, []outcome{o}
 	}()
-	return a.admit(&p.letter)
+	if c := a.quick(&p.letter); c != nil {
+		return c, nil
+	}
+	outcomes = a.admit(&p.letter)
+	if len(outcomes) == 1 && outcomes[0].cargo != nil {
+		return outcomes[0].cargo, nil
+	}
+	return nil, outcomes
 }
 
 // panicText says what was recovered. Errors of the run-time hold no payload;
@@ -578,7 +768,7 @@ type backoff struct{ n int }
 func (b *backoff) next() time.Duration {
 	d := min(500*time.Millisecond<<min(b.n, 7), time.Minute)
 	b.n++
-	return d/2 + rand.N(d/2+1) //nolint:gosec // jitter needs no secret
+	return d/2 + mathrand.N(d/2+1) //nolint:gosec // jitter needs no secret
 }
 
 // seconds rounds up, as SQS counts in whole seconds.

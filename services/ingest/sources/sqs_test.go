@@ -400,8 +400,8 @@ func TestDeletedOnlyWhenStored(t *testing.T) {
 		if err := r.stop(); err != nil {
 			t.Errorf("run: %v", err)
 		}
-		if q.wait[0] != 0 || q.wait[1] != 20 {
-			t.Errorf("receive calls waited %v s, want 0 and then 20", q.wait)
+		if q.wait[0] != 0 || q.wait[1] != 5 {
+			t.Errorf("receive calls waited %v s, want 0 and then 5", q.wait)
 		}
 	})
 }
@@ -722,13 +722,19 @@ func TestShutdown(t *testing.T) {
 			r.expect(t, "returned", mReturned.WithLabelValues(r.Name()), 2)
 		})
 	})
+	// SQS may hand out messages to a call that is broken off: it is not.
 	t.Run("while it waits for messages", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			r := run(t, newFakeQueue(), newGate(true), nil)
-			pass(5 * time.Second)
+			q := newFakeQueue()
+			r := run(t, q, newGate(true), nil)
+			pass(7 * time.Second) // two seconds into a call
 			began := time.Now()
-			if err := r.stop(); err != nil || time.Since(began) > time.Second {
+			go func() { <-time.After(time.Second); q.send(s3Event(created("logs", "a"))) }()
+			if err := r.stop(); err != nil || time.Since(began) > 3*time.Second {
 				t.Errorf("run ended after %s: %v", time.Since(began), err)
+			}
+			if all, _ := q.left(); all != 0 || len(r.bus.Messages()) != 1 {
+				t.Errorf("%d messages left, %d stored", all, len(r.bus.Messages()))
 			}
 			if got := r.log.lines(); got != nil {
 				t.Errorf("logged %q", got)
@@ -873,7 +879,9 @@ func TestSQSConfig(t *testing.T) {
 		{"FIFO for EventBridge", func(c *SQSConfig) { c.QueueURL += ".fifo"; c.Body = BodyAuto }, ""},
 		{"unknown body", func(c *SQSConfig) { c.Body = "x" }, "body"},
 		{"no receivers", func(c *SQSConfig) { c.Receivers = 0 }, "receivers"},
-		{"more receivers than most", func(c *SQSConfig) { c.Receivers = 9 }, "receivers"},
+		{"more receivers than most", func(c *SQSConfig) { c.Receivers = 17 }, "receivers"},
+		{"long linger", func(c *SQSConfig) { c.Linger = time.Minute }, "linger"},
+		{"few messages", func(c *SQSConfig) { c.MaxInFlight = 9 }, "max_in_flight"},
 		{"short visibility", func(c *SQSConfig) { c.VisibilityTimeout = time.Second }, "visibility_timeout"},
 		{"long hold", func(c *SQSConfig) { c.MaxHold = 12 * time.Hour }, "max_hold"},
 		{"no wait", func(c *SQSConfig) { c.WaitTime = 0 }, "wait_time"},
