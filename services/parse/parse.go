@@ -27,6 +27,7 @@ import (
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/tag"
 	"github.com/penstock/penstock/services/parse/formats"
 	"github.com/penstock/penstock/topology"
 )
@@ -105,6 +106,9 @@ type Deps struct {
 	// Settings are the formats of the sources, by the name of the source. One that
 	// is not here has the defaults of its format.
 	Settings map[string]formats.Setting
+	// Tags say how sources name their tables, by the name of the source. Events of
+	// one that is not here have the types that its formats make.
+	Tags map[string]*tag.Config
 }
 
 // Parse is the stage.
@@ -112,6 +116,7 @@ type Parse struct {
 	config   Config
 	lanes    uint32
 	settings map[string]formats.Setting
+	tags     map[string]*tag.Config
 	types    *formats.Types
 	grouper  *grouper
 	inputs   sync.Pool // *input
@@ -129,7 +134,7 @@ func New(c Config, deps Deps) (*Parse, error) {
 		return nil, errSetup.New(nil, "make the stage parse for %d lanes and a window of %d", deps.Lanes, deps.Window)
 	}
 	p := &Parse{
-		config: c, lanes: deps.Lanes, settings: deps.Settings, types: formats.NewTypes(c.MaxEventTypes),
+		config: c, lanes: deps.Lanes, settings: deps.Settings, tags: deps.Tags, types: formats.NewTypes(c.MaxEventTypes),
 		feeds: map[feedKey]*feed{},
 	}
 	p.inputs.New = func() any { return &input{} }
@@ -181,7 +186,7 @@ func (p *Parse) feed(ctx context.Context, source, format string) (*feed, error) 
 	if set := p.settings[source]; set.Type == format {
 		options = set.Options
 	}
-	opened, err := formats.Open(ctx, format, options, formats.Deps{Source: source, Types: p.types})
+	opened, err := formats.Open(ctx, format, options, formats.Deps{Source: source, Types: p.types, Tag: p.tags[source]})
 	if err != nil {
 		return nil, err
 	}

@@ -18,8 +18,12 @@ func init() {
 // CloudTrailConfig configures the format cloudtrail. It has no keys.
 type CloudTrailConfig struct{}
 
-// cloudTrailType is the event type without the service.
-const cloudTrailType = "cloud.aws.cloudtrail"
+// cloudTrailType is the event type without the service, cloudTrailTable the one of
+// all events without auto_event_type. Source: features DEV-15.
+const (
+	cloudTrailType  = "cloud.aws.cloudtrail"
+	cloudTrailTable = cloudTrailType + ".events"
+)
 
 // The slots of the values that are read from a record.
 const (
@@ -50,6 +54,7 @@ func openCloudTrail(_ CloudTrailConfig, deps Deps) (Format, error) {
 			return &cloudTrail{scan: newScanner(cloudTrailPaths[:]...), types: newTypeNamer(deps.Types, cloudTrailType)}
 		},
 		Place: cloudTrailPlace,
+		Base:  cloudTrailType, Table: cloudTrailTable,
 	}, nil
 }
 

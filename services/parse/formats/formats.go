@@ -23,6 +23,7 @@ import (
 	"github.com/penstock/penstock/services/internal/catalog"
 	"github.com/penstock/penstock/services/internal/config"
 	"github.com/penstock/penstock/services/internal/framing"
+	"github.com/penstock/penstock/services/internal/tag"
 )
 
 var (
@@ -78,10 +79,12 @@ const (
 	NewVersion
 	// BadUTF8: the record is not UTF-8. Its bytes stay as they are.
 	BadUTF8
+	// BadShape: fields that records of this kind have are missing.
+	BadShape
 )
 
 // Oddities names each oddity as the metrics do, in the order of the bits.
-var Oddities = [...]string{"no_id", "no_time", "bad_time", "no_type", "type_limit", "new_version", "bad_utf8"}
+var Oddities = [...]string{"no_id", "no_time", "bad_time", "no_type", "type_limit", "new_version", "bad_utf8", "bad_shape"}
 
 // First returns the number of the first oddity in o, an index into Oddities.
 func (o Odd) First() int { return bits.TrailingZeros8(uint8(o)) }
@@ -119,6 +122,10 @@ type Format struct {
 	// Place reads account and region off the key of an object, "" where it does
 	// not tell. nil when keys of this format never tell.
 	Place func(key string) (account, region string)
+	// Base is what all event types begin with, before a dot. Table is the one that
+	// events have unless the source says auto_event_type; "" where they are told
+	// apart in any case.
+	Base, Table string
 	// Grows is how many times larger than the records the documents are that its
 	// decoders make, about; 0 where they make none. It keeps the memory that parse
 	// takes within its bound.
@@ -131,6 +138,9 @@ type Deps struct {
 	Source string
 	// Types is shared by all formats of the process.
 	Types *Types
+	// Tag says how the source names its tables; nil leaves events the types that the
+	// format makes.
+	Tag *tag.Config
 }
 
 // Setting selects a format and its options. In a file it is the name alone
@@ -180,12 +190,16 @@ func Known(name string) bool { _, ok := shapes[name]; return ok }
 func About(name string) string { return known.Doc(name) }
 
 // Open opens format name. options is its struct or a pointer to it; nil means
-// the defaults.
+// the defaults. Its events have the tables that deps.Tag says.
 func Open(ctx context.Context, name string, options any, deps Deps) (Format, error) {
 	if options == nil {
 		options, _ = known.Defaults(name)
 	}
-	return known.Open(ctx, name, options, deps)
+	f, err := known.Open(ctx, name, options, deps)
+	if err != nil {
+		return f, err
+	}
+	return inTables(ctx, f, name, options, deps)
 }
 
 var (

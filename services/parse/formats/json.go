@@ -91,7 +91,7 @@ func openJSON(c JSONConfig, deps Deps) (Format, error) {
 			scan: newScanner(paths...), types: newTypeNamer(deps.Types, base), config: c, base: base,
 			space: []byte(space), below: digitsBelow[c.TimeUnit],
 		}
-	}}, nil
+	}, Base: base}, nil
 }
 
 // splitPath cuts a path at its dots; nil for "".
