@@ -41,7 +41,8 @@ var (
 		"check the profile, the shared AWS configuration files and the AWS_* environment variables")
 	errCAFile = fault.Define("aws.bad_ca_file", fault.Stop,
 		"set ca_file to a readable file with certificates in PEM form")
-	errNoRegion = fault.Define("aws.no_region", fault.Stop,
+	// NoRegion: there is none, and the call needs one.
+	NoRegion = fault.Define("aws.no_region", fault.Stop,
 		"set region, or the environment variable AWS_REGION, or a region in the profile")
 )
 
@@ -225,7 +226,7 @@ func s3Client(cfg aws.Config, c Config) (*s3.Client, error) {
 		o.DisableLogOutputChecksumValidationSkipped = true
 	})
 	if client.Options().Region == "" {
-		return nil, errNoRegion.New(nil, "make a client of S3")
+		return nil, NoRegion.New(nil, "make a client of S3")
 	}
 	return client, nil
 }
@@ -247,7 +248,7 @@ func sqsClient(cfg aws.Config, c Config) (*sqs.Client, error) {
 		o.Region = regionFor(o.Region, o.BaseEndpoint)
 	})
 	if client.Options().Region == "" {
-		return nil, errNoRegion.New(nil, "make a client of SQS")
+		return nil, NoRegion.New(nil, "make a client of SQS")
 	}
 	return client, nil
 }
