@@ -202,12 +202,9 @@ func openCloudTrail(ctx context.Context, cfg CloudTrailConfig, deps Deps) (Sourc
 	t := &trail{cfg: cfg, halved: map[string]int{}, told: map[string]bool{}, dropNames: map[string]bool{}}
 	t.start, _ = instantOf(cfg.StartTime) // Validate has looked
 	t.end, _ = instantOf(cfg.EndTime)
-	regions := cfg.Regions
-	if len(regions) == 0 {
-		regions = []string{sdk.Region}
-	}
-	if slices.Contains(regions, "") {
-		return nil, fmt.Errorf("source %s: %w", deps.Name, errNoRegion.New(nil, "choose the region whose history is read"))
+	regions, err := regionsOf(sdk, cfg.Regions)
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %w", deps.Name, err)
 	}
 	clients := map[string]*cloudtrail.Client{}
 	for _, region := range regions {

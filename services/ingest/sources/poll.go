@@ -41,8 +41,6 @@ var (
 		"look at the reason; the pull is tried again from its cursor, nothing is lost")
 	errNoBus = fault.Define("ingest.no_bus", fault.Stop,
 		"report this as a bug of penstock: a poller was opened without a bus for its cursors")
-	errNoRegion = fault.Define("ingest.no_region", fault.Stop,
-		"set regions or aws.region, or the environment variable AWS_REGION, or a region in the profile")
 	errNoPlan = fault.Define("ingest.not_planned_yet", fault.Retry,
 		"wait for the first answer of the API; if none comes, check the network and the endpoint")
 	errPageGone = fault.Define("ingest.page_token_expired", fault.Retry,
