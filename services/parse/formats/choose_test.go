@@ -19,10 +19,13 @@ func TestChoose(t *testing.T) {
 		s3      = `{"Records":[{"eventVersion":"2.1","eventSource":"aws:s3","awsRegion":"us-east-1","eventTime":"2026-01-05T00:00:10.000Z","eventName":"ObjectCreated:Put","s3":{}}]}`
 		digests = `{"awsAccountId":"123456789012","digestStartTime":"2026-01-05T00:00:00Z","logFiles":[]}`
 		other   = `{"Records":[{"a":1}]}`
+		control = `{"messageType":"CONTROL_MESSAGE","owner":"CloudwatchLogs","logGroup":"","logStream":"","logEvents":[{"id":"","message":"Checking"}]}`
 		dns     = `"2026-01-05 17:48:41","h","h","192.0.2.1","","Allowed","1 (A)","NOERROR","example.org.",""`
 	)
 	array := framing.Framing{Kind: framing.Array, Key: "Records"}
 	auto := framing.Framing{Kind: framing.Auto}
+	findings := framing.Framing{Kind: framing.Auto, Explode: "detail.findings"}
+	logEvents := framing.Framing{Kind: framing.Auto, Explode: "logEvents"}
 	rows := framing.Framing{Kind: framing.CSV, Comma: ','}
 	tests := []struct {
 		name, configured, key, head string
@@ -57,6 +60,38 @@ func TestChoose(t *testing.T) {
 		{"JSON in Umbrella's folder", "", "p/dnslogs/2026-01-05/x", `{"a":1}`, "json", auto, ""},
 		{"text", "", "", "hello", "json", auto, ""},
 		{"nothing", "", "", "", "json", auto, ""},
+		{"event of EventBridge", "", "", `{"version":"0","id":"a","detail-type":"x","source":"aws.ec2","detail":{}}`, "eventbridge", auto, ""},
+		{"event of EventBridge, cut in its detail", "", "", `{"id":"a","detail-type":"x","source":"aws.ec2","detail":{"a":"`, "eventbridge", auto, ""},
+		{"event that has no envelope", "", "", `{"detail":{},"source":"x"}`, "json", auto, ""},
+		{"CloudTrail record in an event", "", "", `{"detail-type":"AWS API Call via CloudTrail","source":"aws.s3","detail":` + bare + `}`, "eventbridge", auto, ""},
+		{"Security Hub event", "", "", `{"detail-type":"Security Hub Findings - Imported","source":"aws.securityhub","detail":{"findings":[]}}`, "securityhub", findings, ""},
+		{"Security Hub finding", "", "", `{"SchemaVersion":"2018-10-08","Id":"f","ProductArn":"a","AwsAccountId":"1"}`, "json", auto, ""},
+		{"Security Hub finding, enough of it", "", "", `{"SchemaVersion":"2018-10-08","Id":"f","ProductArn":"a","AwsAccountId":"1","UpdatedAt":"x"}`, "securityhub", findings, ""},
+		{"configured eventbridge keeps Security Hub events whole", "eventbridge", "", `{"detail-type":"x","source":"aws.securityhub","detail":{}}`, "eventbridge", auto, ""},
+		{"GuardDuty event", "", "", `{"detail-type":"GuardDuty Finding","source":"aws.guardduty","detail":{}}`, "guardduty", auto, ""},
+		{"GuardDuty export by key", "", "AWSLogs/123456789012/GuardDuty/us-east-1/2026/01/05/x.jsonl.gz", "", "guardduty", auto, ""},
+		{"GuardDuty finding", "", "", `{"schemaVersion":"2.0","arn":"arn:aws:guardduty:us-east-1:1:detector/d/finding/f"}`, "guardduty", auto, ""},
+		{"GuardDuty findings of the API", "", "", `{"findings":[{"arn":"arn:aws:guardduty:us-east-1:1:detector/d/finding/f"}]}`, "guardduty", framing.Framing{Kind: framing.Array, Key: "findings"}, ""},
+		{"other findings", "", "", `{"findings":[{"arn":"arn:aws:inspector2:us-east-1:1:finding/f"}]}`, "json", auto, ""},
+		{"CloudWatch Logs event", "", "", `{"logGroup":"g","logStreamName":"s","eventId":"1","timestamp":1,"ingestionTime":2,"message":"m"}`, "cwlogs", logEvents, ""},
+		{"CloudWatch Logs subscription", "", "", `{"messageType":"DATA_MESSAGE","owner":"1","logGroup":"g","logStream":"s","logEvents":[]}`, "cwlogs", logEvents, ""},
+		{"CloudWatch Logs control message", "", "", control, "cwlogs", logEvents, "parse.cwlogs_control"},
+		{"control message before others", "", "", control + "\n" + control, "cwlogs", logEvents, ""},
+		{"control message that may go on", "", "", control + strings.Repeat(" ", 4096), "cwlogs", logEvents, ""},
+		{"control message that is cut", "", "", control[:len(control)-1], "cwlogs", logEvents, ""},
+		{"metric of the API", "", "", `{"namespace":"AWS/EC2","metric":"m","dimensions":{},"stat":"Sum","period":60,"value":1,"timestamp":"x"}`, "cwmetrics", auto, ""},
+		{"metric of a stream", "", "", `{"metric_stream_name":"s","namespace":"AWS/EC2","metric_name":"m","dimensions":{},"timestamp":1}`, "cwmetrics", auto, ""},
+		{"measurements of somebody else", "", "", `{"metric":"m","timestamp":1,"value":2,"namespace":"n"}`, "json", auto, ""},
+		{"Voiso", "", "", `{"timestamp":"x","type":"user","event":"user_added","callcenter":"t","params":{}}`, "voiso", auto, ""},
+		{"event with parameters of somebody else", "", "", `{"timestamp":"x","type":"user","event":"user_added","params":{}}`, "json", auto, ""},
+		{"Censornet", "", "", `{"utc_timestamp":"x","tz_offset":0,"samaccountname":"u"}`, "censornet", auto, ""},
+		{"a row with a time of somebody else", "", "", `{"utc_timestamp":"x","tz_offset":0,"user":"u"}`, "json", auto, ""},
+		{"WAF by key", "", "AWSLogs/123456789012/WAFLogs/cloudfront/acl/2026/01/05/00/00/x.log.gz", "", "waf", auto, ""},
+		{"WAF", "", "", `{"timestamp":1,"formatVersion":1,"webaclId":"a","terminatingRuleId":"r","action":"ALLOW","httpRequest":{}}`, "waf", auto, ""},
+		{"resolver query by key", "", "AWSLogs/123456789012/vpcdnsquerylogs/vpc-1/2026/01/05/x.log.gz", "", "route53resolver", auto, ""},
+		{"resolver query", "", "", `{"version":"1.1","query_timestamp":"x","query_name":"a.","query_type":"A","query_class":"IN"}`, "route53resolver", auto, ""},
+		{"firewall by key", "", "AWSLogs/123456789012/network-firewall/flow/us-east-1/fw/2026/01/05/00/x.log.gz", "", "networkfirewall", auto, ""},
+		{"firewall", "", "", `{"firewall_name":"fw","availability_zone":"us-east-1a","event_timestamp":"1","event":{}}`, "networkfirewall", auto, ""},
 		{"broken", "", "", `{"Records":[{"eventVersion`, "json", auto, ""},
 		{"broken escape at the end", "", "", `{"a\`, "json", auto, ""},
 	}
@@ -78,7 +113,7 @@ func FuzzChoose(f *testing.F) {
 	f.Add("", []byte("[{\"a\\"))
 	f.Fuzz(func(t *testing.T, key string, head []byte) {
 		format, framing, skip := Choose("", key, head)
-		if _, known := shapes[format]; !known || skip != "" && format != "cloudtrail" && format != "umbrella" {
+		if _, known := shapes[format]; !known || skip != "" && shapes[format].skip == nil {
 			t.Fatalf("format %q, skip %q", format, skip)
 		}
 		again, framingAgain, skipAgain := Choose(format, key, head)
