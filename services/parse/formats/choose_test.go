@@ -7,7 +7,7 @@ import (
 	"github.com/penstock/penstock/services/internal/framing"
 )
 
-// covers: F-9 (key, skip rules), F-6 (not mistaken for it), DEV-51, F-18 (folders, other objects)
+// covers: F-9 (key, skip rules), F-6 (not mistaken for it), DEV-51, F-18 (folders, other objects), MDA-20, OPC-6
 func TestChoose(t *testing.T) {
 	const (
 		key     = "p/AWSLogs/123456789012/CloudTrail/us-east-1/2026/01/05/x.json.gz"
@@ -20,6 +20,7 @@ func TestChoose(t *testing.T) {
 		digests = `{"awsAccountId":"123456789012","digestStartTime":"2026-01-05T00:00:00Z","logFiles":[]}`
 		other   = `{"Records":[{"a":1}]}`
 		control = `{"messageType":"CONTROL_MESSAGE","owner":"CloudwatchLogs","logGroup":"","logStream":"","logEvents":[{"id":"","message":"Checking"}]}`
+		opswat  = `"log_type":"config","details":"x","type":"Account","timestamp":"2026-01-05T11:19:41.629Z"` + "\n"
 		dns     = `"2026-01-05 17:48:41","h","h","192.0.2.1","","Allowed","1 (A)","NOERROR","example.org.",""`
 	)
 	array := framing.Framing{Kind: framing.Array, Key: "Records"}
@@ -27,6 +28,7 @@ func TestChoose(t *testing.T) {
 	findings := framing.Framing{Kind: framing.Auto, Explode: "detail.findings"}
 	logEvents := framing.Framing{Kind: framing.Auto, Explode: "logEvents"}
 	rows := framing.Framing{Kind: framing.CSV, Comma: ','}
+	text := framing.Framing{Kind: framing.Lines}
 	tests := []struct {
 		name, configured, key, head string
 		format                      string
@@ -58,6 +60,29 @@ func TestChoose(t *testing.T) {
 		{"Umbrella by header", "", "x.csv.gz", `"ID","Time","Email","User","Type","Action","Logged in from","Before","After"` + "\n", "umbrella", framing.Framing{Kind: framing.CSV, Comma: ',', Header: framing.FirstLine}, ""},
 		{"Umbrella's test file", "umbrella", "p/README_FROM_UMBRELLA.txt", "hello", "umbrella", rows, "parse.umbrella_readme"},
 		{"JSON in Umbrella's folder", "", "p/dnslogs/2026-01-05/x", `{"a":1}`, "json", auto, ""},
+		{"OPSWAT", "", "x.json", "{\n\"log_type\": \"exempt_all\",\n\"device_id\": \"d\",\n\"details\": \"x\",\n\"type\": \"Device\",\n\"timestamp\": \"2026-01-05T08:55:12.279Z\"\n}", "opswat", framing.Framing{Kind: framing.Values}, ""},
+		{"OPSWAT, array", "", "x.json", `[{"log_type":"logon","event":"x","details":"x","timestamp":"x"}]`, "opswat", framing.Framing{Kind: framing.Array}, ""},
+		{"OPSWAT, SYSLOG form", "", "x.log", opswat, "opswat", text, ""},
+		{"OPSWAT, SYSLOG form, broken", "", "x.log", strings.Replace(opswat, "x", `C:\x "y"`, 1), "opswat", text, ""},
+		{"OPSWAT, real syslog header", "", "x.log", "<134>Jan  5 11:20:41 gw opswat: " + opswat, "opswat", text, ""},
+		{"other type than OPSWAT's", "", "", `{"log_type":"x","event":"x","details":"x","timestamp":"x","type":"cloud"}`, "json", auto, ""},
+		{"CEF", "", "x.log", "CEF:0|V|P|1|2|n|3|src=192.0.2.1", "cef", text, ""},
+		{"CEF with a syslog header", "", "", "<134>Jan  5 17:48:41 gw1 CEF:0|V|P|1|2|n|3|src=192.0.2.1", "cef", text, ""},
+		{"LEEF", "", "", "LEEF:1.0|V|P|1|2|src=192.0.2.1", "cef", text, ""},
+		{"JSON about CEF", "", "", `{"a":" CEF:0|V|P|1|2|n|3|"}`, "json", auto, ""},
+		{"syslog, RFC 5424", "", "", "<34>1 2026-01-05T22:14:15.003Z host1 su - ID47 - x", "syslog", text, ""},
+		{"syslog, RFC 3164", "", "x.txt", "<34>Oct 11 22:14:15 host1 su: x", "syslog", text, ""},
+		{"syslog without priority", "", "messages.log", "Oct 11 22:14:15 host1 su: x", "syslog", text, ""},
+		{"text with a time", "", "", "2026-01-05T22:14:15Z something happened: x y", "json", auto, ""},
+		{"CSV by name", "", "p/Export.CSV.gz", "a,b\n1,2\n", "csv", framing.Framing{Kind: framing.CSV, Header: framing.FirstLine}, ""},
+		{"CSV by name, empty", "", "x.tsv", "", "csv", framing.Framing{Kind: framing.CSV, Header: framing.FirstLine}, ""},
+		{"CSV without a header", "csv", "", "1,2\n3,4\n", "csv", framing.Framing{Kind: framing.CSV}, ""},
+		{"Umbrella in an object called CSV", "", "x.csv", dns, "umbrella", rows, ""},
+		{"JSON in an object called CSV", "", "x.csv", `{"a":1}`, "json", auto, ""},
+		{"binary in an object called CSV", "", "x.csv", "a\x00b", "json", auto, ""},
+		{"lines by name", "", "p/app.log.gz", "hello\n", "lines", text, ""},
+		{"JSON in an object called log", "", "p/app.log", ` {"a":1}`, "json", auto, ""},
+		{"CloudTrail in an object called log", "", "x.log", trail, "cloudtrail", array, ""},
 		{"text", "", "", "hello", "json", auto, ""},
 		{"nothing", "", "", "", "json", auto, ""},
 		{"event of EventBridge", "", "", `{"version":"0","id":"a","detail-type":"x","source":"aws.ec2","detail":{}}`, "eventbridge", auto, ""},
@@ -121,4 +146,27 @@ func FuzzChoose(f *testing.F) {
 			t.Fatalf("%s, %+v, %q by itself, but %s, %+v, %q when configured", format, framing, skip, again, framingAgain, skipAgain)
 		}
 	})
+}
+
+// Options may say where records are.
+func TestSettingChoose(t *testing.T) {
+	tests := []struct {
+		name    string
+		setting Setting
+		head    string
+		format  string
+		framing framing.Framing
+	}{
+		{"no options", Setting{Type: "csv"}, "a,b\n", "csv", framing.Framing{Kind: framing.CSV, Header: framing.FirstLine}},
+		{"columns", Setting{Type: "csv", Options: &CSVConfig{Columns: []string{"a"}}}, "a,b\n", "csv", framing.Framing{Kind: framing.CSV}},
+		{"delimiter", Setting{Type: "csv", Options: &CSVConfig{Delimiter: "tab"}}, "a,b\n", "csv", framing.Framing{Kind: framing.CSV, Comma: '\t', Header: framing.FirstLine}},
+		{"options of another format", Setting{Type: "json", Options: &JSONConfig{}}, "{}", "json", framing.Framing{}},
+		{"found out", Setting{Type: Auto, Options: &noKeys{}}, "<34>1 2026-01-05T22:14:15.003Z host1 su - ID47 - x", "syslog", framing.Framing{Kind: framing.Lines}},
+	}
+	for _, tt := range tests {
+		format, f, _ := tt.setting.Choose(tt.setting.Type, "", []byte(tt.head))
+		if format != tt.format || f != tt.framing {
+			t.Errorf("%s: %s, %+v, want %s, %+v", tt.name, format, f, tt.format, tt.framing)
+		}
+	}
 }

@@ -88,6 +88,7 @@ type fields struct {
 	types            *typeNamer
 	accounts, places names
 	numbers          map[string]bool
+	all              bool // fields are numbers where they can be
 	id               [3][]byte
 	// values are those of the slots in the record at hand. Set begins anew.
 	values [fieldSlots][]byte
@@ -95,10 +96,7 @@ type fields struct {
 
 // newFields makes the fields of a source's records of format kind.
 func newFields(kind string, c FieldsConfig, deps Deps) *fields {
-	f := &fields{config: c, kind: []byte(kind), base: c.EventType, space: []byte(c.IDSpace), clock: newClock(c), numbers: map[string]bool{}}
-	if f.base == "" {
-		f.base = sourceType(kind, deps.Source)
-	}
+	f := &fields{config: c, kind: []byte(kind), base: c.base(kind, deps), space: []byte(c.IDSpace), clock: newClock(c), numbers: map[string]bool{}}
 	if c.IDSpace == "" {
 		f.space = []byte(deps.Source)
 	}
@@ -106,24 +104,31 @@ func newFields(kind string, c FieldsConfig, deps Deps) *fields {
 	for _, name := range c.Numbers {
 		f.numbers[name] = true
 	}
+	f.all = f.numbers["*"]
 	return f
 }
 
-// sourceType is the event type of records of a source whose configuration has none.
-func sourceType(kind, source string) string {
-	return string(appendWords([]byte(kind+"."), []byte(strings.ReplaceAll(source, ".", "_")), maxTypeSize))
+// base is the event type of records of format kind, or what theirs begin with.
+func (c *FieldsConfig) base(kind string, deps Deps) string {
+	if c.EventType != "" {
+		return c.EventType
+	}
+	return string(appendWords([]byte(kind+"."), []byte(strings.ReplaceAll(deps.Source, ".", "_")), maxTypeSize))
 }
 
 // slot tells what a field means, for newColumns.
-func (f *fields) slot(name string) (slot int, numeric bool) {
+func (f *fields) slot(name string) (slot int, numeric bool) { return f.slotOf([]byte(name)) }
+
+// slotOf is slot for a name of a record.
+func (f *fields) slotOf(name []byte) (slot int, numeric bool) {
 	slot = -1
 	for i, field := range [...]string{f.config.IDField, f.config.TimeField, f.config.EventTypeField, f.config.AccountField, f.config.RegionField} {
-		if field == name && name != "" {
+		if field == string(name) && len(name) > 0 {
 			slot = i
 			break
 		}
 	}
-	return slot, f.numbers[name] || f.numbers["*"]
+	return slot, f.numbers[string(name)] || f.all
 }
 
 // set notes the value of a slot, and of others that the same field stands for.

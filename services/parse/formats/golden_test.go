@@ -52,7 +52,7 @@ func render(t *testing.T, name, in string) []byte {
 	if text, err := os.ReadFile(strings.TrimSuffix(in, ".in") + ".key"); err == nil {
 		key = strings.TrimSpace(string(text))
 	}
-	format, f, skip := Choose(set.Format.Type, key, data)
+	format, f, skip := set.Format.Choose(set.Format.Type, key, data)
 	if format != name {
 		t.Fatalf("the object is taken for %s", format)
 	}
