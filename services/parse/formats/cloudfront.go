@@ -140,6 +140,7 @@ func openCloudFront(c CloudFrontConfig, _ Deps) (Format, error) {
 			return f
 		},
 		Place: func(key string) (string, string) { return awsPlace(key, "CloudFront") },
+		Base:  "cloud.aws.cloudfront", Table: "cloud.aws.cloudfront.unknown", // features DEV-21
 		Grows: 4,
 	}, nil
 }

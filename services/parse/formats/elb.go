@@ -124,7 +124,7 @@ var (
 )
 
 func openALB(c ELBConfig, _ Deps) (Format, error) {
-	return openELBOf(c, func(line []byte) *fixedLayout {
+	return openELBOf("cloud.aws.alb", c, func(line []byte) *fixedLayout {
 		if len(line) > 0 && line[0]-'0' <= 9 { // a time, not a type
 			return albConnectionLayout
 		}
@@ -133,17 +133,18 @@ func openALB(c ELBConfig, _ Deps) (Format, error) {
 }
 
 func openNLB(c ELBConfig, _ Deps) (Format, error) {
-	return openELBOf(c, func([]byte) *fixedLayout { return nlbLayout }), nil
+	return openELBOf("cloud.aws.nlb", c, func([]byte) *fixedLayout { return nlbLayout }), nil
 }
 
 func openELB(c ELBConfig, _ Deps) (Format, error) {
-	return openELBOf(c, func([]byte) *fixedLayout { return elbLayout }), nil
+	return openELBOf("cloud.aws.elb", c, func([]byte) *fixedLayout { return elbLayout }), nil
 }
 
-func openELBOf(c ELBConfig, layout func([]byte) *fixedLayout) Format {
+func openELBOf(base string, c ELBConfig, layout func([]byte) *fixedLayout) Format {
 	return Format{
 		New:   func() Decoder { return &fixed{keepRaw: c.KeepRaw, layout: layout} },
 		Place: func(key string) (string, string) { return awsPlace(key, elbFolder) },
+		Base:  base,
 		Grows: 3,
 	}
 }

@@ -30,7 +30,7 @@ var hecPaths = [...][]string{
 func openHEC(_ HECConfig, deps Deps) (Format, error) {
 	return Format{New: func() Decoder {
 		return &hec{scan: newScanner(hecPaths[:]...), types: newTypeNamer(deps.Types, hecType)}
-	}}, nil
+	}, Base: hecType}, nil
 }
 
 // hec decodes what clients of the HTTP Event Collector send: the document is the

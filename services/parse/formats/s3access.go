@@ -60,6 +60,7 @@ func openS3Access(c S3AccessConfig, _ Deps) (Format, error) {
 			return &fixed{keepRaw: c.KeepRaw, layout: func([]byte) *fixedLayout { return s3AccessLayout }}
 		},
 		Place: s3AccessPlace,
+		Base:  "cloud.aws.s3",
 		Grows: 3,
 	}, nil
 }

@@ -161,7 +161,7 @@ func openUmbrella(c UmbrellaConfig, _ Deps) (Format, error) {
 	if c.KeepRaw {
 		grows++
 	}
-	return Format{New: func() Decoder { return newUmbrella(c) }, Place: umbrellaPlace, Grows: grows}, nil
+	return Format{New: func() Decoder { return newUmbrella(c) }, Place: umbrellaPlace, Base: c.EventType, Grows: grows}, nil
 }
 
 // umbrellaLayout is what the cells of a row mean.

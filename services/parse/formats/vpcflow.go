@@ -133,6 +133,7 @@ func openVPCFlow(c VPCFlowConfig, _ Deps) (Format, error) {
 			return v
 		},
 		Place: func(key string) (string, string) { return awsPlace(key, "vpcflowlogs") },
+		Base:  "cloud.aws.vpc", Table: "cloud.aws.vpc.unknown", // features DEV-20
 		Grows: 4,
 	}, nil
 }
