@@ -29,6 +29,8 @@ type target struct {
 	// rate is the quota of the API, where the configuration does not say one. Unit:
 	// calls a second.
 	rate float64
+	// timeout of one call, reading its answer included; 0 is two minutes.
+	timeout time.Duration
 }
 
 const (
@@ -44,8 +46,7 @@ const (
 // call makes one call within the shared rate, and again what may pass: throttling,
 // after a pause that holds back all replicas, and outages. What f returns is
 // explained by [awsclient.Explain] unless it is a fault already. The error of an
-// expired page token is ingest.page_token_expired. f's context ends after two
-// minutes.
+// expired page token is ingest.page_token_expired.
 func (c *caller) call(ctx context.Context, to target, f func(ctx context.Context) error) error {
 	rate := c.s.cfg.RequestsPerSecond
 	if rate <= 0 {
@@ -69,7 +70,7 @@ func (c *caller) call(ctx context.Context, to target, f func(ctx context.Context
 		most := failedAttempts
 		wait := again.next()
 		switch {
-		case errors.Is(err, awsclient.Throttled):
+		case errors.Is(err, awsclient.Throttled), errors.Is(err, errHookBusy):
 			most = throttledAttempts
 			wait = max(wait, retryAfter(err))
 			if attempt < most {
@@ -93,7 +94,7 @@ func (c *caller) call(ctx context.Context, to target, f func(ctx context.Context
 
 // once makes one call.
 func (c *caller) once(ctx context.Context, to target, f func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, pollCallTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(to.timeout, pollCallTimeout))
 	defer cancel()
 	began := time.Now()
 	err := f(ctx)
