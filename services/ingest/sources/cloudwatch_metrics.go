@@ -467,18 +467,10 @@ func (r *metricReader) page(ctx context.Context, w metricWindow, batch []metricQ
 	var buf []byte
 	for i := range out.MetricDataResults {
 		res := &out.MetricDataResults[i]
-		n, err := strconv.Atoi(strings.TrimPrefix(aws.ToString(res.Id), "q"))
-		if err != nil || n < 0 || n >= len(batch) || len(res.Timestamps) != len(res.Values) {
-			return errMetricFailed.New(nil, "read an answer of %s: result %d fits no query", callMetricData.api, i)
+		if err := r.judge(batch, res); err != nil {
+			return err
 		}
-		q := &batch[n]
-		switch res.StatusCode {
-		case types.StatusCodeForbidden:
-			r.forbidden = aws.ToString(q.series.metric.MetricName)
-		case types.StatusCodeInternalError:
-			return errMetricFailed.New(nil, "read %s of %s", q.stat, aws.ToString(q.series.metric.MetricName))
-		case types.StatusCodeComplete, types.StatusCodePartialData: // the next page has the rest
-		}
+		q := &batch[queryOf(res)]
 		for j, at := range res.Timestamps {
 			if t := at.Unix(); t < w.from || t >= w.to {
 				continue // rounded by CloudWatch beyond what was asked
@@ -501,6 +493,32 @@ func (r *metricReader) page(ctx context.Context, w metricWindow, batch []metricQ
 		return err
 	}
 	r.known.add(points, values)
+	return nil
+}
+
+// queryOf is the number of the query that a result is of, below 0 for none.
+func queryOf(res *types.MetricDataResult) int {
+	n, err := strconv.Atoi(strings.TrimPrefix(aws.ToString(res.Id), "q"))
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// judge looks at how a query fared.
+func (r *metricReader) judge(batch []metricQuery, res *types.MetricDataResult) error {
+	n := queryOf(res)
+	if n < 0 || n >= len(batch) || len(res.Timestamps) != len(res.Values) {
+		return errMetricFailed.New(nil, "read an answer of %s: result %q fits no query", callMetricData.api, aws.ToString(res.Id))
+	}
+	name := aws.ToString(batch[n].series.metric.MetricName)
+	switch res.StatusCode {
+	case types.StatusCodeForbidden:
+		r.forbidden = name
+	case types.StatusCodeInternalError:
+		return errMetricFailed.New(nil, "read %s of %s", batch[n].stat, name)
+	case types.StatusCodeComplete, types.StatusCodePartialData: // the next page has the rest
+	}
 	return nil
 }
 

@@ -437,11 +437,15 @@ func (e *callError) permission() string {
 	if a := actions[e.call]; a != "" {
 		return a
 	}
-	service, op, _ := strings.Cut(e.call, " ")
-	if op == "" {
+	at := strings.LastIndexByte(e.call, ' ')
+	if at < 0 {
 		return ""
 	}
-	return strings.ToLower(service) + ":" + op
+	service := strings.ToLower(e.call[:at])
+	if service == "cloudwatch logs" { // its name has two words, its permissions one
+		service = "logs"
+	}
+	return service + ":" + e.call[at+1:]
 }
 
 // shortCode cuts the namespace from codes like com.amazonaws.sqs#QueueDoesNotExist.

@@ -1,0 +1,188 @@
+package sources
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/penstock/penstock/services/demo/cloud"
+	"github.com/penstock/penstock/services/internal/awsclient"
+)
+
+func (w *watched) findingsConfig() GuardDutyConfig {
+	cfg := defaultGuardDuty()
+	cfg.PollConfig = fastPoll()
+	cfg.RequestsPerSecond = 500
+	cfg.AWS = w.aws()
+	cfg.StartTime = w.now.Add(-24 * time.Hour).Format(time.RFC3339)
+	return cfg
+}
+
+// finding is a finding as GuardDuty writes it: with numbers, fields and spaces that
+// no struct of the SDK would keep.
+func finding(id string, at time.Time, archived bool) string {
+	return fmt.Sprintf(`{"schemaVersion":"2.0", "accountId":"123456789012","region":"us-east-1","id":%q,"arn":"arn:aws:guardduty:us-east-1:123456789012:detector/d1/finding/%s","type":"Recon:EC2/PortProbe","severity":2.50,"service":{"archived":%v,"count":1e2,"newField":{"a":[null]}},"updatedAt":%q,"title":"<t> é"}`,
+		id, id, archived, at.UTC().Format("2006-01-02T15:04:05.000Z"))
+}
+
+func (w *watched) find(t testing.TB, region, detector, doc string) string {
+	t.Helper()
+	if err := w.PutFinding(region, detector, []byte(doc)); err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// covers: SYS-11, DEV-22, DEV-115, DEV-116, F-13: the findings of all detectors as
+// they came over the wire, over pages of findings of the same moment.
+func TestGuardDutyFindings(t *testing.T) {
+	w := newWatched(t)
+	w.CreateDetector("eu-west-1", "empty")
+	var want []string
+	same := w.now.Add(-5 * time.Hour)
+	for i := range 130 {
+		want = append(want, w.find(t, "us-east-1", "d1", finding(fmt.Sprintf("same-%03d", i), same, false)))
+		want = append(want, w.find(t, "us-east-1", "d1", finding(fmt.Sprintf("old-%03d", i), w.now.Add(-time.Duration(600-i)*time.Minute), false)))
+		want = append(want, w.find(t, "us-east-1", "d1", finding(fmt.Sprintf("new-%03d", i), w.now.Add(-time.Duration(i)*time.Second), false)))
+	}
+	want = append(want, w.find(t, "eu-west-1", "d2", finding("archived", w.now.Add(-time.Hour), true)))
+	w.find(t, "us-east-1", "d1", finding("too-old", w.now.Add(-48*time.Hour), false))
+	cfg := w.findingsConfig()
+	cfg.Regions = []string{"us-east-1", "eu-west-1"}
+	_, stop := w.run(t, "a", "guardduty", cfg, nil)
+	got := w.untilRecords(t, want)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if len(got.records) != len(want) {
+		t.Errorf("%d records for %d findings", len(got.records), len(want))
+	}
+	for _, o := range got.origins {
+		if o.GetApi() != "guardduty:GetFindings" || o.GetResource() != "d1" && o.GetResource() != "d2" || o.GetRegion() == "" {
+			t.Errorf("origin %v", o)
+		}
+	}
+	// A finding that is updated is an event again. Nothing else is read after a restart
+	// but the overlap, whose findings dedupe knows.
+	want = append(want, w.find(t, "us-east-1", "d1", finding("old-000", time.Now(), false)))
+	calls := w.Calls("GetFindings")
+	w.run(t, "b", "guardduty", cfg, nil)
+	w.untilRecords(t, want)
+	if n := w.Calls("GetFindings") - calls; n > 20 {
+		t.Errorf("%d calls after the restart: it began from the start", n)
+	}
+}
+
+// covers: DEV-118, F-13: findings that are updated while they are paged through move,
+// and none is missed; the pages are killed, throttled, and their tokens expire.
+func TestGuardDutyTrouble(t *testing.T) {
+	w := newWatched(t)
+	var want []string
+	for i := range 230 {
+		at := w.now.Add(-time.Duration(400-i) * time.Minute)
+		if i >= 120 {
+			at = w.now.Add(-time.Duration(400-i) * time.Second) // within the overlap: page tokens are used
+		}
+		want = append(want, w.find(t, "", "d1", finding(fmt.Sprintf("f-%03d", i), at, false)))
+	}
+	var n atomic.Int64
+	var moved []string
+	w.SetFault(func(op, _, _ string) cloud.Fault {
+		if op != "ListFindings" {
+			return cloud.Fault{}
+		}
+		switch i := n.Add(1); {
+		case i >= 2 && i <= 4: // some of those that were read move to the end
+			for k := range 3 {
+				doc := finding(fmt.Sprintf("f-%03d", int(i)*10+k), w.now.Add(time.Duration(int(i)*10+k)*time.Millisecond), false)
+				if w.PutFinding("", "d1", []byte(doc)) == nil {
+					moved = append(moved, doc)
+				}
+			}
+		case i == 5 || i == 8:
+			w.ExpirePageTokens()
+		case i == 6:
+			return cloud.Fault{Status: 429, Code: "TooManyRequestsException"}
+		case i == 7:
+			return cloud.Fault{Status: 500, Code: "InternalServerErrorException"}
+		}
+		return cloud.Fault{}
+	})
+	w.run(t, "a", "guardduty", w.findingsConfig(), frailOutboxes(8))
+	eventually(t, "all findings are stored", func() bool {
+		got := w.server.stored(t).distinct()
+		for _, doc := range append(moved, want...) {
+			if !slices.Contains(got, doc) {
+				return false
+			}
+		}
+		return len(moved) == 9
+	})
+}
+
+// covers: F-13: archived findings are left out where that is wanted, detectors may be named.
+func TestGuardDutyChoice(t *testing.T) {
+	w := newWatched(t)
+	w.find(t, "", "d1", finding("archived", w.now.Add(-time.Hour), true))
+	w.find(t, "", "d2", finding("of another detector", w.now.Add(-time.Hour), false))
+	want := w.find(t, "", "d1", finding("open", w.now.Add(-time.Hour), false))
+	cfg := w.findingsConfig()
+	cfg.SkipArchived, cfg.Detectors = true, []string{"d1"}
+	w.run(t, "a", "guardduty", cfg, nil)
+	w.untilRecords(t, []string{want})
+	if w.Calls("ListDetectors") != 0 {
+		t.Error("detectors were listed although they are named")
+	}
+}
+
+// covers: DEV-38, DEV-161, LIM-2: credentials that have ended, a clock that is off: each
+// is named, waited for, and nothing is lost.
+func TestGuardDutyRefused(t *testing.T) {
+	for _, tc := range []struct {
+		code string
+		want error
+	}{
+		{"ExpiredTokenException", awsclient.BadCredentials},
+		{"AccessDeniedException", awsclient.AccessDenied},
+		{"RequestTimeTooSkewed", awsclient.WrongClock},
+	} {
+		t.Run(tc.code, func(t *testing.T) {
+			t.Parallel()
+			w := newWatched(t)
+			doc := w.find(t, "", "d1", finding("f", w.now.Add(-time.Hour), false))
+			var broken atomic.Bool
+			broken.Store(true)
+			w.SetFault(func(op, _, _ string) cloud.Fault {
+				if op != "ListDetectors" && broken.Load() {
+					return cloud.Fault{Status: 403, Code: tc.code}
+				}
+				return cloud.Fault{}
+			})
+			s, _ := w.run(t, "a", "guardduty", w.findingsConfig(), nil)
+			eventually(t, "the reason is named", func() bool { return errors.Is(s.Health(), tc.want) })
+			broken.Store(false)
+			w.untilRecords(t, []string{doc})
+			eventually(t, "it is well again", func() bool { return s.Health() == nil })
+		})
+	}
+}
+
+// covers: DEV-149, DEV-162: every problem at once, each with its key.
+func TestGuardDutyValidate(t *testing.T) {
+	err := GuardDutyConfig{Regions: []string{""}, Detectors: []string{"a", "a"}, StartTime: "2026", Overlap: 25 * time.Hour}.Validate()
+	if err == nil {
+		t.Fatal("no problem was found")
+	}
+	for _, key := range []string{"period", "regions[0]", "detectors[1]", "start_time", "overlap", "discovery"} {
+		if !strings.Contains(err.Error(), key) {
+			t.Errorf("nothing about %s in %v", key, err)
+		}
+	}
+	if err := defaultGuardDuty().Validate(); err != nil {
+		t.Error(err)
+	}
+}
