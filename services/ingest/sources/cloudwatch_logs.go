@@ -608,7 +608,7 @@ func (r *logReader) page(ctx context.Context, events []types.FilteredLogEvent) e
 	for i := range events {
 		e := &events[i]
 		taken := aws.ToInt64(e.IngestionTime)
-		id := messages.NewID([]byte(aws.ToString(e.EventId)))
+		id := messages.NewID([]byte(r.pull.shard.name), []byte(aws.ToString(e.LogStreamName)), []byte(aws.ToString(e.EventId)))
 		if taken < r.cur.Open.Since || r.known.has(id) {
 			continue
 		}

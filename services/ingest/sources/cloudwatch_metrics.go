@@ -347,7 +347,7 @@ func (s *cloudWatchMetrics) list(ctx context.Context, p *pull, space metricSpace
 			if l.over = len(l.series) == s.cfg.MaxMetrics; l.over {
 				break
 			}
-			l.series = append(l.series, newSeries(m))
+			l.series = append(l.series, newSeries(space.region, m))
 		}
 		if in.NextToken = out.NextToken; in.NextToken == nil {
 			break
@@ -363,7 +363,7 @@ func (s *cloudWatchMetrics) list(ctx context.Context, p *pull, space metricSpace
 
 // newSeries begins the document of a metric's points: namespace, metric, dimensions
 // in the order of their names. Source: formats F-17.
-func newSeries(m types.Metric) metricSeries {
+func newSeries(region string, m types.Metric) metricSeries {
 	dimensions := make(map[string]string, len(m.Dimensions))
 	for _, d := range m.Dimensions {
 		dimensions[aws.ToString(d.Name)] = aws.ToString(d.Value)
@@ -379,7 +379,7 @@ func newSeries(m types.Metric) metricSeries {
 		doc = appendJSON(doc, dimensions[name])
 	}
 	doc = append(doc, '}')
-	return metricSeries{metric: m, doc: doc, id: messages.NewID(doc)}
+	return metricSeries{metric: m, doc: doc, id: messages.NewID([]byte(region), doc)}
 }
 
 // appendJSON appends a text as a JSON string.
