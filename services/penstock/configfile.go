@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/penstock/penstock/services/dedupe"
@@ -13,6 +14,7 @@ import (
 	"github.com/penstock/penstock/services/fetch"
 	"github.com/penstock/penstock/services/ingest/sources"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/tag"
 	"github.com/penstock/penstock/services/internal/telemetry"
 	"github.com/penstock/penstock/services/parse"
 	"github.com/penstock/penstock/services/parse/formats"
@@ -136,6 +138,8 @@ type Source struct {
 	// Format of the records: a name, or a mapping with type and options. auto finds
 	// it by the object's key and its first bytes.
 	Format formats.Setting `yaml:"format"`
+	// Tag names the tables that the events land in.
+	Tag tag.Config `yaml:",inline"`
 	// Options are the keys of the kind.
 	Options any `yaml:",kind"`
 }
@@ -152,6 +156,9 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 func (s Source) Validate() error {
 	var p config.Problems
 	p.Need(nameForm.MatchString(s.Name), "name", "use 1 to 64 letters, digits, - and _")
+	for name, m := range s.Tag.EventTypeProcessorMapping {
+		p.Need(m.Format == "" || formats.Known(m.Format), "event_type_processor_mapping."+name+".format", "use one of: "+strings.Join(formats.Names(), ", "))
+	}
 	return p.Err()
 }
 

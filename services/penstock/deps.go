@@ -7,6 +7,7 @@ import (
 	"github.com/penstock/penstock/services/fetch"
 	"github.com/penstock/penstock/services/ingest/sources"
 	"github.com/penstock/penstock/services/internal/awsclient"
+	"github.com/penstock/penstock/services/internal/tag"
 	"github.com/penstock/penstock/services/parse"
 	"github.com/penstock/penstock/services/parse/formats"
 	"github.com/penstock/penstock/topology"
@@ -38,9 +39,10 @@ func (p *pipeline) parseDeps(lanes uint32, bus *topology.Bus) parse.Deps {
 	deps := parse.Deps{
 		NewOutbox: func() topology.Outbox { return bus.NewOutbox(topology.Parse) },
 		Lanes:     lanes, Window: topology.ParseConsumer.Window / 2, Settings: map[string]formats.Setting{},
+		Tags: map[string]*tag.Config{},
 	}
 	for _, s := range p.file.Sources {
-		deps.Settings[s.Name] = s.Format
+		deps.Settings[s.Name], deps.Tags[s.Name] = s.Format, &s.Tag
 	}
 	return deps
 }
