@@ -113,7 +113,7 @@ func said(v []byte) []byte {
 func (s *syslogLine) rfc5424(b []byte) (why string) {
 	var fields [5][]byte
 	for i := range fields {
-		if fields[i], b = firstWord(b); len(fields[i]) == 0 || b == nil {
+		if fields[i], b = firstWord(b); len(fields[i]) == 0 || len(b) == 0 {
 			return "the header of RFC 5424 ends too early"
 		}
 	}
