@@ -24,6 +24,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/goleak"
 
+	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/awsclient"
 	"github.com/penstock/penstock/services/internal/config"
@@ -47,10 +48,15 @@ type fakeQueue struct {
 	// stale has deletions refused because of their receipts.
 	stale bool
 	wait  []int32 // WaitTimeSeconds of each receive call
+	// uuids has messages sent get ids as SQS gives them; sent counts those.
+	uuids bool
+	sent  int
+	sizes []int // entries of each delete call
 }
 
 type fakeMessage struct {
 	id, body, handle string
+	group            string
 	sent, visible    time.Time
 	receives         int
 }
@@ -65,10 +71,28 @@ func (q *fakeQueue) send(bodies ...string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, b := range bodies {
-		q.waiting = append(q.waiting, &fakeMessage{id: fmt.Sprintf("m-%d", len(q.waiting)), body: b, sent: time.Now()})
+		id := fmt.Sprintf("m-%d", len(q.waiting))
+		if q.uuids {
+			id = uuidOf(q.sent)
+			q.sent++
+		}
+		q.waiting = append(q.waiting, &fakeMessage{id: id, body: b, sent: time.Now()})
 	}
 	close(q.changed)
 	q.changed = make(chan struct{})
+}
+
+// uuidOf is the id of the i-th message.
+func uuidOf(i int) string {
+	return messages.UUID(messages.NewPull("message", strconv.Itoa(i))).String()
+}
+
+// newEventQueue is a queue as SQS makes them, with ids that are UUIDs.
+func newEventQueue(bodies ...string) *fakeQueue {
+	q := newFakeQueue()
+	q.uuids = true
+	q.send(bodies...)
+	return q
 }
 
 // left returns the messages that are not deleted, visible those among them that
@@ -139,6 +163,7 @@ func (q *fakeQueue) ReceiveMessage(ctx context.Context, in *sqs.ReceiveMessageIn
 				Attributes: map[string]string{
 					"SentTimestamp":           strconv.FormatInt(m.sent.UnixMilli(), 10),
 					"ApproximateReceiveCount": strconv.Itoa(m.receives),
+					"MessageGroupId":          m.group,
 				},
 			})
 		}
@@ -172,6 +197,7 @@ func (q *fakeQueue) DeleteMessageBatch(ctx context.Context, in *sqs.DeleteMessag
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	out := &sqs.DeleteMessageBatchOutput{}
+	q.sizes = append(q.sizes, len(in.Entries))
 	for _, e := range in.Entries {
 		i := q.find(e.ReceiptHandle)
 		if q.stale {
