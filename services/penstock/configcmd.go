@@ -4,10 +4,12 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/devo"
 )
 
 //go:generate env UPDATE_GOLDEN=1 go test -count=1 -run ^TestGeneratedFilesAreInDate$ .
@@ -21,7 +23,7 @@ var (
 
 func newConfig() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Check, show and explain the configuration"}
-	cmd.AddCommand(newConfigCheck(), newConfigShow(), newConfigSchema(), newConfigInit())
+	cmd.AddCommand(newConfigCheck(), newConfigShow(), newConfigSchema(), newConfigInit(), newConfigImport())
 	return cmd
 }
 
@@ -102,6 +104,45 @@ func newConfigInit() *cobra.Command {
 		Example: "  penstock config init > penstock.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := cmd.OutOrStdout().Write(example)
+			return err
+		},
+	}
+}
+
+func newConfigImport() *cobra.Command {
+	cmd := &cobra.Command{Use: "import", Short: "Make a configuration of that of another program"}
+	cmd.AddCommand(newImportDevo())
+	return cmd
+}
+
+func newImportDevo() *cobra.Command {
+	return &cobra.Command{
+		Use: "devo FILE", Args: exactly(1), Short: "Turn a configuration of Devo's AWS collector into one of penstock",
+		Long: `Reads the configuration of Devo's AWS collector (YAML or JSON): its inputs,
+credentials, services, types, regions, queues and tags. Prints one of penstock that
+does the same, and to standard error what it could not carry over, by line.
+
+Secrets are not copied: the result names variables of the environment. What is wrong
+in the file is reported all at once, with the collector's own error class and number
+and a code that is unique; exit code 2.`,
+		Example: "  penstock config import devo collector.yaml > penstock.yaml",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			data, err := os.ReadFile(args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			collector, err := devo.Read(data)
+			if err != nil {
+				return usageError{fmt.Errorf("%s:\n%w", args[0], err)}
+			}
+			text, notes, err := collector.Convert()
+			if err != nil {
+				return err
+			}
+			for _, n := range notes {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s:%d: %s\n", args[0], n.Line, n.Text)
+			}
+			_, err = cmd.OutOrStdout().Write(text)
 			return err
 		},
 	}

@@ -1,0 +1,370 @@
+package devo
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Note is something that was not carried over as it stands.
+type Note struct {
+	// Line in the collector's file.
+	Line int
+	Text string
+}
+
+// Convert returns the configuration of penstock that does what the collector did,
+// and what it could not carry over. Secrets are not written into it: it names
+// variables of the environment.
+func (c *Collector) Convert() (text []byte, notes []Note, err error) {
+	w := &converter{}
+	sources := &yaml.Node{Kind: yaml.SequenceNode}
+	for i := range c.Inputs {
+		in := &c.Inputs[i]
+		if !in.Enabled {
+			w.note(in.Line, "input %s is switched off and left out", in.Name)
+			continue
+		}
+		for k := range in.Services {
+			w.service(sources, in, &in.Services[k])
+		}
+	}
+	top := mapping("sources", sources)
+	if list := w.outputs(c.Outputs); list != nil {
+		add(top, "destinations", list)
+	}
+	if c.Debug {
+		add(top, "telemetry", mapping("log_level", scalar("debug")))
+	}
+	for _, r := range c.rest {
+		w.note(r.line, "%s has no counterpart: penstock keeps what it needs in its streams, and is watched by its metrics", r.path)
+	}
+	slices.SortStableFunc(w.notes, func(a, b Note) int { return a.Line - b.Line })
+	var body bytes.Buffer
+	e := yaml.NewEncoder(&body)
+	e.SetIndent(2)
+	if err := errors.Join(e.Encode(&yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{top}}), e.Close()); err != nil {
+		return nil, nil, err
+	}
+	head := "# Made of a configuration of Devo's AWS collector by penstock config import devo.\n"
+	if len(w.secrets) > 0 {
+		head += "# Set these variables of the environment, or write ${file:/path} instead:\n"
+		for _, name := range w.secrets {
+			head += "#   " + name + "\n"
+		}
+	}
+	return append([]byte(head), body.Bytes()...), w.notes, nil
+}
+
+type converter struct {
+	notes   []Note
+	secrets []string
+	names   map[string]int
+}
+
+func (w *converter) note(line int, format string, args ...any) {
+	w.notes = append(w.notes, Note{line, fmt.Sprintf(format, args...)})
+}
+
+// name makes a name that no other source has.
+func (w *converter) name(parts ...string) string {
+	if w.names == nil {
+		w.names = map[string]int{}
+	}
+	name := notInName.ReplaceAllString(strings.Join(parts, "-"), "-")
+	name = strings.Trim(name[:min(len(name), 56)], "-")
+	if w.names[name]++; w.names[name] > 1 {
+		name += "-" + strconv.Itoa(w.names[name])
+	}
+	return name
+}
+
+var (
+	notInName  = regexp.MustCompile(`[^A-Za-z0-9_-]+`)
+	notInVar   = regexp.MustCompile(`[^A-Za-z0-9]+`)
+	namesAList = []string{"regions", "types"}
+)
+
+// secret names the variable that holds a secret.
+func (w *converter) secret(parts ...string) *yaml.Node {
+	name := strings.ToUpper(notInVar.ReplaceAllString(strings.Join(parts, "_"), "_"))
+	if !slices.Contains(w.secrets, name) {
+		w.secrets = append(w.secrets, name)
+	}
+	return scalar("${" + name + "}")
+}
+
+// service adds the sources of a service: one for each type, and where there are
+// queues one for each region.
+func (w *converter) service(list *yaml.Node, in *Input, s *Service) {
+	if !s.Enabled {
+		w.note(s.Line, "service %s of input %s is switched off and left out", s.Name, in.Name)
+		return
+	}
+	regions := texts(s.get("regions"))
+	for _, kind := range s.types() {
+		t, ok := s.target(kind)
+		if !ok {
+			w.note(s.Line, "service %s with type %q has no counterpart; the types are %s", s.Name, kind, strings.Join(legalTypes(), ", "))
+			continue
+		}
+		if t.source != "sqs" {
+			list.Content = append(list.Content, w.poller(in, s, t, regions))
+			continue
+		}
+		if len(regions) == 0 {
+			w.note(s.Line, "service %s names no regions, so the region of its queue is not known: add region to the source", s.Name)
+			regions = []string{""}
+		}
+		for _, region := range regions {
+			list.Content = append(list.Content, w.queue(in, s, t, region, len(regions) > 1))
+		}
+	}
+	w.leftover(in, s)
+}
+
+// target is what a type of a service becomes. queues are words by which the key
+// that names its queue is told from that of another type of the same service.
+type target struct {
+	source, format, short string
+	queues                []string
+}
+
+// targets are the services and their types; those without a service hold in any.
+var targets = map[string]target{
+	"service-events-all/":      {"sqs", "eventbridge", "events", nil},
+	"sqs-cloudwatch-consumer/": {"sqs", "securityhub", "securityhub", nil},
+	"/audits_api":              {"cloudtrail_api", "", "audit-api", nil},
+	"/audit_apis":              {"cloudtrail_api", "", "audit-api", nil},
+	"/audits_s3":               {"sqs", "cloudtrail", "audit", []string{"trail", "audit"}},
+	"/logs":                    {"cloudwatch_logs", "", "logs", nil},
+	"/flowlogs":                {"sqs", "vpcflow", "flow", []string{"flow", "vpc"}},
+	"/cloudfrontlogs":          {"sqs", "cloudfront", "cloudfront", []string{"cloudfront"}},
+	"/metrics":                 {"cloudwatch_metrics", "", "metrics", nil},
+	"metrics-all/":             {"cloudwatch_metrics", "", "metrics", nil},
+	"aws-guardduty/":           {"guardduty", "", "guardduty", nil},
+	"cisco-umbrella/":          {"sqs", "umbrella", "umbrella", nil},
+}
+
+// target finds what a type of the service becomes.
+func (s *Service) target(kind string) (target, bool) {
+	if t, ok := targets[s.Name+"/"+kind]; ok {
+		return t, true
+	}
+	if kind == "" {
+		return target{}, false
+	}
+	t, ok := targets["/"+kind]
+	return t, ok
+}
+
+// defaultTypes are what a service collects when it names no types.
+var defaultTypes = map[string]string{"audit-events-all": "audits_api", "custom_service": "logs", "non-cloudwatch-logs": "flowlogs"}
+
+func legalTypes() []string {
+	var all []string
+	for key := range targets {
+		if kind, ok := strings.CutPrefix(key, "/"); ok && kind != "audit_apis" {
+			all = append(all, kind)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// queue makes a source that reads a queue.
+func (w *converter) queue(in *Input, s *Service, t target, region string, several bool) *yaml.Node {
+	parts := []string{in.Name, t.short}
+	if several {
+		parts = append(parts, region)
+	}
+	n := mapping("name", scalar(w.name(parts...)), "type", scalar("sqs"))
+	_, queue := s.queue(t.queues...)
+	switch {
+	case queue != nil && strings.Contains(queue.Value, "://"):
+		add(n, "queue_url", scalar(queue.Value))
+	case queue != nil:
+		add(n, "queue_name", scalar(queue.Value))
+	default:
+		w.note(s.Line, "service %s names no queue: add queue_url to the source", s.Name)
+	}
+	if region != "" {
+		add(n, "region", scalar(region))
+	}
+	add(n, "format", scalar(t.format))
+	if t.format == "eventbridge" || t.format == "securityhub" {
+		add(n, "body", scalar("events"))
+	} else {
+		add(n, "body", scalar("notifications"))
+		add(n, "buckets", &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle, Content: []*yaml.Node{scalar("*")}})
+		w.note(s.Line, "the collector fetches from every bucket that a message names; write those of source %s into its buckets instead of \"*\"", n.Content[1].Value)
+		if queue != nil && strings.HasSuffix(queue.Value, ".fifo") {
+			w.note(queue.Line, "S3 sends notifications to no FIFO queue: check queue %s", queue.Value)
+		}
+	}
+	w.tags(n, s)
+	w.credentials(n, in)
+	return n
+}
+
+// poller makes a source that calls an API.
+func (w *converter) poller(in *Input, s *Service, t target, regions []string) *yaml.Node {
+	n := mapping("name", scalar(w.name(in.Name, t.short)), "type", scalar(t.source))
+	if len(regions) > 0 {
+		add(n, "regions", list(regions...))
+	} else {
+		w.note(s.Line, "service %s names no regions: add regions to the source", s.Name)
+	}
+	copyText := func(from, to string) {
+		if v := s.get(from); v != nil && v.Kind == yaml.ScalarNode && v.Value != "" {
+			add(n, to, scalarAs(v))
+		}
+	}
+	copyList := func(from, to string, drop ...string) {
+		all := slices.DeleteFunc(texts(s.get(from)), func(v string) bool { return slices.Contains(drop, v) })
+		if len(all) > 0 {
+			add(n, to, list(all...))
+		}
+	}
+	copyText("start_time", "start_time")
+	switch t.source {
+	case "cloudtrail_api":
+		copyList("sources", "sources", "all_sources")
+		copyList("drop_event_names", "drop_event_names")
+		if v := s.get("gap_until_now_in_minutes"); v != nil {
+			add(n, "gap_until_now", scalar(v.Value+"m"))
+		}
+		if v := s.get("time_slot_in_hours"); v != nil {
+			add(n, "time_slot", scalar(v.Value+"h"))
+		}
+	case "cloudwatch_logs":
+		groups := append(texts(s.get("log_group")), texts(s.get("log_groups"))...)
+		if v := s.get("log_groups"); v != nil && v.Kind == yaml.SequenceNode {
+			for _, item := range v.Content { // also as mappings of one key each
+				groups = append(groups, texts(get(follow(item), "log_group"))...)
+			}
+		}
+		add(n, "log_groups", list(groups...))
+		copyText("use_first_optimized_retrieval", "use_first_optimized_retrieval")
+	case "cloudwatch_metrics":
+		copyList("metric_namespaces", "metric_namespaces")
+		copyText("request_period_in_seconds", "request_period_in_seconds")
+	}
+	if v := s.get("request_period_in_seconds"); v != nil && t.source != "cloudwatch_metrics" {
+		add(n, "period", scalar(v.Value+"s"))
+	}
+	if v := s.get("requests_per_second"); v != nil {
+		add(n, "requests_per_second", scalarAs(v))
+	} else if in.RequestsPerSecond != "" {
+		add(n, "requests_per_second", scalarAs(&yaml.Node{Value: in.RequestsPerSecond}))
+	}
+	w.tags(n, s)
+	w.credentials(n, in)
+	return n
+}
+
+// tags carries over what names the tables.
+func (w *converter) tags(n *yaml.Node, s *Service) {
+	for _, key := range []string{"auto_event_type", "tag", "environment"} {
+		if v := s.get(key); v != nil && v.Kind == yaml.ScalarNode && v.Value != "" {
+			add(n, key, scalarAs(v))
+		}
+	}
+	for key, v := range pairs(s.get("module_properties")) {
+		switch key.Value {
+		case "tag_base", "event_type_default", "event_type_source_field_name", "event_type_extracting_regex":
+			add(n, key.Value, scalarAs(v))
+		default:
+			w.note(key.Line, "module_properties.%s of service %s: penstock's formats have it built in", key.Value, s.Name)
+		}
+	}
+}
+
+// credentials carries over the names of roles and keys; secrets stay out.
+func (w *converter) credentials(n *yaml.Node, in *Input) {
+	if len(in.Credentials) == 0 {
+		return
+	}
+	aws := mapping()
+	for _, name := range slices.Sorted(maps.Keys(in.Credentials)) {
+		switch name {
+		case "access_key":
+			add(aws, name, scalar(in.Credentials[name]))
+		case "access_secret":
+			add(aws, name, w.secret(in.Name, "access_secret"))
+		case "base_assume_role", "target_assume_role", "assume_role_external_id":
+			add(aws, name, scalar(in.Credentials[name]))
+		default:
+			w.note(in.Line, "credentials.%s of input %s has no counterpart", name, in.Name)
+		}
+	}
+	add(n, "aws", aws)
+}
+
+// leftover notes the keys of a service that nothing looked at.
+func (w *converter) leftover(in *Input, s *Service) {
+	for key := range pairs(s.node) {
+		if !s.used[key.Value] && !slices.Contains(namesAList, key.Value) {
+			w.note(key.Line, "%s of service %s in input %s has no counterpart", key.Value, s.Name, in.Name)
+		}
+	}
+}
+
+// outputs carries over where events go to.
+func (w *converter) outputs(all []Output) *yaml.Node {
+	out := &yaml.Node{Kind: yaml.SequenceNode}
+	for _, o := range all {
+		switch o.Type {
+		case "console":
+			out.Content = append(out.Content, mapping("name", scalar(w.name(o.Name)), "type", scalar("stdout")))
+		default:
+			w.note(o.Line, "output %s of type %s is not carried over: add a destination; see penstock destinations", o.Name, o.Type)
+		}
+	}
+	if len(out.Content) == 0 {
+		return nil
+	}
+	return out
+}
+
+// mapping makes a mapping of keys and values.
+func mapping(pairs ...any) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.MappingNode}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		key, _ := pairs[i].(string)
+		value, _ := pairs[i+1].(*yaml.Node)
+		add(n, key, value)
+	}
+	return n
+}
+
+func add(n *yaml.Node, key string, value *yaml.Node) {
+	n.Content = append(n.Content, scalar(key), value)
+}
+
+// scalar is text, in quotes where it needs them.
+func scalar(s string) *yaml.Node {
+	n := &yaml.Node{}
+	n.SetString(s)
+	return n
+}
+
+// scalarAs keeps the type of a value: 60 stays a number, true a boolean.
+func scalarAs(n *yaml.Node) *yaml.Node {
+	return &yaml.Node{Kind: yaml.ScalarNode, Value: n.Value, Tag: map[bool]string{true: "!!str"}[n.Tag == "!!str" || n.Tag == "!!timestamp"]}
+}
+
+func list(values ...string) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+	for _, v := range values {
+		n.Content = append(n.Content, scalar(v))
+	}
+	return n
+}
