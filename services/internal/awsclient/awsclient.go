@@ -30,6 +30,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go/logging"
 
 	"github.com/penstock/penstock/messages/fault"
@@ -251,6 +252,24 @@ func sqsClient(cfg aws.Config, c Config) (*sqs.Client, error) {
 		return nil, NoRegion.New(nil, "make a client of SQS")
 	}
 	return client, nil
+}
+
+// STS makes a client of STS, at the address at which roles are assumed. Errors:
+// those of [Load].
+func STS(ctx context.Context, c Config) (*sts.Client, error) {
+	c.EndpointURL = ""
+	cfg, err := Load(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return sts.NewFromConfig(cfg, func(o *sts.Options) {
+		if c.STSEndpointURL != "" {
+			o.BaseEndpoint = aws.String(c.STSEndpointURL)
+		}
+		if o.Region == "" {
+			o.Region = regionOfNowhere
+		}
+	}), nil
 }
 
 // regionFor gives calls to a replaced address a region to be signed for.

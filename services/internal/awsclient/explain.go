@@ -131,6 +131,8 @@ var codes = map[string]*fault.Kind{
 	"PreconditionFailed":                      ObjectChanged,
 	"QueueDoesNotExist":                       NoSuchQueue,
 	"AWS.SimpleQueueService.NonExistentQueue": NoSuchQueue,
+	"ReceiptHandleIsInvalid":                  Refused,
+	"MessageNotInflight":                      Refused,
 	"QueueDeletedRecently":                    Throttled, // it can be made again after a minute
 	"OverLimit":                               Throttled,
 	"SlowDown":                                Throttled,
