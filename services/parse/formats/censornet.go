@@ -2,6 +2,7 @@ package formats
 
 import (
 	"bytes"
+	"cmp"
 	"strings"
 
 	"github.com/penstock/penstock/services/internal/config"
@@ -20,13 +21,20 @@ func init() {
 // CensornetConfig configures the format censornet.
 type CensornetConfig struct {
 	// Product whose rows the source brings: web, email, app, casb or mfa. It becomes
-	// a part of the event type. Empty: ProductField tells, else it is unknown.
+	// a part of the event type. Empty: ProductField tells, else what the webhook was
+	// asked for, else it is unknown.
 	Product string `yaml:"product"`
 	// ProductField is the path of the product in rows that name their own.
 	ProductField string `yaml:"product_field"`
 }
 
-const censornetBase = "censornet"
+const (
+	censornetBase    = "censornet"
+	censornetUnknown = "unknown"
+	// censornetAPI begins the name of the call by which the webhook's rows come; what
+	// it was asked for is the product.
+	censornetAPI = "censornet"
+)
 
 // Validate reports every problem, each with the key to change.
 func (c CensornetConfig) Validate() error {
@@ -52,16 +60,14 @@ func openCensornet(c CensornetConfig, deps Deps) (Format, error) {
 		cnAction:  {"final_action"},
 		cnProduct: splitPath(c.ProductField),
 	}
-	product := []byte(c.Product)
-	if len(product) == 0 {
-		product = []byte("unknown")
-	}
 	return Format{
 		New: func() Decoder {
-			return &censornet{
+			d := &censornet{
 				objectReader: newObjectReader("Censornet row", paths...), types: newTypeNamer(deps.Types, censornetBase),
-				product: product, fixed: c.Product != "",
+				configured: c.Product,
 			}
+			d.product = append(d.product, cmp.Or(c.Product, censornetUnknown)...)
+			return d
 		},
 		Base: censornetBase,
 	}, nil
@@ -82,15 +88,25 @@ func openCensornet(c CensornetConfig, deps Deps) (Format, error) {
 type censornet struct {
 	objectReader
 
-	types   *typeNamer
-	product []byte
-	fixed   bool // the configuration names the product
-	word    []byte
-	at      []byte
+	types      *typeNamer
+	configured string // the product, "" where the configuration has none
+	product    []byte // of rows that name none
+	word       []byte
+	at         []byte
 }
 
 // kindCensornet begins the ids of rows, however they arrive.
 var kindCensornet = []byte("censornet")
+
+// Start implements Starter.
+func (c *censornet) Start(h Head) error {
+	product := c.configured
+	if product == "" && strings.HasPrefix(h.Origin.GetApi(), censornetAPI) {
+		product = h.Origin.GetResource()
+	}
+	c.product = appendFlat(c.product[:0], []byte(cmp.Or(product, censornetUnknown)))
+	return nil
+}
 
 // Decode implements Decoder.
 func (c *censornet) Decode(rec []byte, d *Doc) error {
@@ -109,7 +125,7 @@ func (c *censornet) Decode(rec []byte, d *Doc) error {
 	d.ByContent = !d.HasID && d.HasTime
 
 	c.word = append(c.word[:0], c.product...)
-	if own := c.scan.textAt(rec, cnProduct); !c.fixed && len(own) > 0 {
+	if own := c.scan.textAt(rec, cnProduct); c.configured == "" && len(own) > 0 {
 		c.word = appendFlat(c.word[:0], own)
 	}
 	if action := c.scan.textAt(rec, cnAction); len(action) > 0 {

@@ -46,6 +46,22 @@ func TestCensornet(t *testing.T) {
 			}
 		})
 	}
+	// The webhook is asked for one product at a time.
+	dec := open(t, "censornet", nil, Deps{})
+	for _, tt := range []struct{ api, resource, rec, want string }{
+		{"censornet:webhook", "email", `{"final_action":"Deliver"}`, "censornet.email.deliver"},
+		{"censornet:webhook", "email", `{"product":"web"}`, "censornet.web"},
+		{"http", "/hook/web", `{}`, "censornet.unknown"},
+		{"", "", `{}`, "censornet.unknown"},
+	} {
+		var d Doc
+		if err := dec.(Starter).Start(Head{Origin: &messages.Origin{Api: tt.api, Resource: tt.resource}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := dec.Decode([]byte(tt.rec), &d); err != nil || d.Type != tt.want {
+			t.Errorf("%+v: %s, %v", tt, d.Type, err)
+		}
+	}
 	if err := (CensornetConfig{Product: "Web Security"}).Validate(); err == nil || !strings.Contains(err.Error(), "product") {
 		t.Errorf("a product of two words: %v", err)
 	}
