@@ -53,7 +53,8 @@ type PollConfig struct {
 	// plus the jitter. Unit: duration, 1s to 24h.
 	Period time.Duration `yaml:"period"`
 	// Jitter spreads the pulls of a source over this time after each tick. The same
-	// thing is pulled at the same moment each time. Unit: duration, less than period.
+	// thing is pulled at the same moment each time. More than half of the period
+	// counts as that. Unit: duration.
 	Jitter time.Duration `yaml:"jitter"`
 	// RequestsPerSecond that all replicas together make at most, for each account,
 	// region and API. 0 is the quota that the API is known to have. Unit: calls a
@@ -84,7 +85,7 @@ func defaultPoll(period time.Duration) PollConfig {
 // check adds what is wrong to p.
 func (c PollConfig) check(p *config.Problems) {
 	p.Need(c.Period >= time.Second && c.Period <= 24*time.Hour, "period", "use 1s to 24h, e.g. 60s")
-	p.Need(c.Jitter >= 0 && (c.Jitter < c.Period || c.Period <= 0), "jitter", "use 0s or more, less than period")
+	p.Need(c.Jitter >= 0, "jitter", "use 0s or more, e.g. 6s")
 	p.Need(c.RequestsPerSecond >= 0 && c.RequestsPerSecond <= 10000, "requests_per_second", "use 0 for the API's quota, or up to 10000 calls a second")
 	p.Need(c.Parallel >= 1 && c.Parallel <= 64, "parallel", "use 1 to 64 pulls")
 	p.Need(len(c.Account) <= 128, "account", "use 128 characters at most")
@@ -264,7 +265,7 @@ func (s *polling) adopt(ctx context.Context, shards []shard) {
 	defer s.mu.Unlock()
 	if !s.started { // Source: features DEV-84, DEV-85
 		s.started = true
-		s.log.InfoContext(ctx, "the source is set up", "shards", len(shards), "period", s.cfg.Period)
+		s.log.InfoContext(ctx, "the source is set up", "shards", len(shards), "period", s.cfg.Period.String())
 	}
 	s.groups = groups
 	close(s.changed)
@@ -292,10 +293,10 @@ type tick struct{ at, base time.Time }
 // tick returns the first tick of a shard after t.
 func (s *polling) tick(name string, t time.Time) tick {
 	var offset time.Duration
-	if s.cfg.Jitter > 0 {
+	if jitter := min(s.cfg.Jitter, s.cfg.Period/2); jitter > 0 {
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(s.deps.Name + "\x00" + name))
-		offset = time.Duration(h.Sum64() % uint64(s.cfg.Jitter))
+		offset = time.Duration(h.Sum64() % uint64(jitter))
 	}
 	base := t.Add(-offset).Truncate(s.cfg.Period).Add(s.cfg.Period)
 	return tick{at: base.Add(offset), base: base}
@@ -431,7 +432,7 @@ func (s *polling) settle(ctx context.Context, e ended) {
 	if e.took > s.cfg.Period { // Source: features DEV-90
 		mPollLate.WithLabelValues(s.deps.Name).Inc()
 		s.log.WarnContext(ctx, "the last pull took longer than the period; the next begins without a wait", "shard", t.shard.name,
-			"took_seconds", e.took.Seconds(), "period", s.cfg.Period)
+			"took_seconds", e.took.Seconds(), "period", s.cfg.Period.String())
 		t.next = tick{at: now, base: now.Truncate(s.cfg.Period)}
 		return
 	}
