@@ -89,6 +89,7 @@ type fields struct {
 	accounts, places names
 	numbers          map[string]bool
 	all              bool // fields are numbers where they can be
+	named            bool // some field means something
 	id               [3][]byte
 	// values are those of the slots in the record at hand. Set begins anew.
 	values [fieldSlots][]byte
@@ -105,6 +106,7 @@ func newFields(kind string, c FieldsConfig, deps Deps) *fields {
 		f.numbers[name] = true
 	}
 	f.all = f.numbers["*"]
+	f.named = c.IDField+c.TimeField+c.EventTypeField+c.AccountField+c.RegionField != ""
 	return f
 }
 
@@ -122,13 +124,22 @@ func (f *fields) slot(name string) (slot int, numeric bool) { return f.slotOf([]
 // slotOf is slot for a name of a record.
 func (f *fields) slotOf(name []byte) (slot int, numeric bool) {
 	slot = -1
-	for i, field := range [...]string{f.config.IDField, f.config.TimeField, f.config.EventTypeField, f.config.AccountField, f.config.RegionField} {
-		if field == string(name) && len(name) > 0 {
-			slot = i
-			break
+	if f.named && len(name) > 0 {
+		c := &f.config
+		switch string(name) {
+		case c.IDField:
+			slot = fieldID
+		case c.TimeField:
+			slot = fieldTime
+		case c.EventTypeField:
+			slot = fieldType
+		case c.AccountField:
+			slot = fieldAccount
+		case c.RegionField:
+			slot = fieldRegion
 		}
 	}
-	return slot, f.numbers[string(name)] || f.all
+	return slot, f.all || len(f.numbers) > 0 && f.numbers[string(name)]
 }
 
 // set notes the value of a slot, and of others that the same field stands for.
