@@ -184,3 +184,49 @@ func (o *object) close() { _ = o.body.Close() }
 
 // position is how many stored bytes were used, when br reads from o.
 func (o *object) position(br *bufio.Reader) int64 { return o.read - int64(br.Buffered()) }
+
+// readRange reads len(b) stored bytes from at on, with a request of its own. What
+// it costs counts as read. Its error is kept in o.err, as the object's end is not
+// what ended it.
+func (o *object) readRange(b []byte, at int64) error {
+	in := o.in
+	in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", at, at+int64(len(b))-1))
+	if o.etag != "" {
+		in.IfMatch = aws.String(o.etag)
+	}
+	for {
+		n, err := o.fetchRange(&in, b)
+		o.read += int64(n)
+		if err == nil {
+			return nil
+		}
+		if ctxErr := o.ctx.Err(); ctxErr != nil {
+			o.err = context.Cause(o.ctx)
+			return o.err
+		}
+		if o.resumes <= 0 || fault.ClassOf(err) != fault.Retry {
+			o.err = errBroken.New(err, "read %s at byte %d", o.name(), at)
+			return o.err
+		}
+		o.resumes--
+		wait := time.NewTimer(o.pause + rand.N(o.pause/2+1)) //nolint:gosec // jitter
+		select {
+		case <-o.ctx.Done():
+		case <-wait.C:
+		}
+		wait.Stop()
+		o.pause *= 2
+		resumed.WithLabelValues(o.source).Inc()
+	}
+}
+
+// fetchRange makes one attempt at a range.
+func (o *object) fetchRange(in *s3.GetObjectInput, b []byte) (int, error) {
+	out, err := o.api.GetObject(o.ctx, in, o.options...)
+	if err != nil {
+		return 0, awsclient.Explain(err)
+	}
+	defer out.Body.Close() //nolint:errcheck // read only
+	n, err := io.ReadFull(out.Body, b)
+	return n, awsclient.Explain(err)
+}

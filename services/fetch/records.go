@@ -82,6 +82,9 @@ func (j *job) read(ctx context.Context, src *source, r *reader) error {
 		j.skip = skipEmpty
 		return nil
 	}
+	if isParquet(head) {
+		return j.parquet(ctx, src, r)
+	}
 	format, fr, skip := src.Choose(src.Format, o.GetKey(), head)
 	if j.format, j.skip = format, skip; skip != "" {
 		return nil
@@ -102,6 +105,11 @@ func (j *job) read(ctx context.Context, src *source, r *reader) error {
 	if err == nil && r.dec.trailing {
 		err = j.trailing(ctx, &r.dec)
 	}
+	return j.finish(ctx, err)
+}
+
+// finish publishes the last frame when no other attempt will cut it differently.
+func (j *job) finish(ctx context.Context, err error) error {
 	if err == nil || fault.ClassOf(err) == fault.Reject {
 		name := ""
 		if err != nil {
