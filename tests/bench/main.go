@@ -10,6 +10,7 @@
 //	go run ./tests/bench -set huge        one object of 500 k records
 //	go run ./tests/bench -set tiny        20 k objects of 5 records
 //	go run ./tests/bench -set paced       latency at a fixed rate
+//	go run ./tests/bench -set sqs         300 k events in as many SQS messages
 package main
 
 import (
@@ -60,13 +61,16 @@ type Result struct {
 	// Latency from an object's creation to the confirmation of its events.
 	P50 float64 `json:"latency_p50_seconds"`
 	P99 float64 `json:"latency_p99_seconds"`
+	// EndpointCPU is what this process used meanwhile: the S3 and SQS endpoint, the
+	// sender and the HTTP receiver.
+	EndpointCPU float64 `json:"endpoint_cpu_seconds"`
 	// Received events; more than Unique means that some came twice.
 	Received int64  `json:"received"`
 	Machine  string `json:"machine"`
 }
 
 func main() {
-	set := flag.String("set", "million", "million, huge, tiny or paced")
+	set := flag.String("set", "million", "million, huge, tiny, paced or sqs")
 	binary := flag.String("binary", "", "penstock to measure; empty builds it from this tree")
 	scale := flag.Float64("scale", 1, "fraction of the set, for a short run")
 	rate := flag.Float64("rate", 25, "objects a second of the set paced")
@@ -110,9 +114,10 @@ CPU              %.1f s (%.1f user, %.1f system)
 CPU s/1 M events %.2f
 peak RSS         %.0f MiB
 latency p50/p99  %.3f s / %.3f s (object created to confirmed)
+endpoint CPU     %.1f s
 received         %d
 `, r.Set, r.Objects, r.Records, r.Unique, r.Machine, r.Seconds, r.EventsPerSecond, r.ObjectsPerSecond, r.MBPerSecond,
-		r.CPUSeconds, r.UserSeconds, r.SystemSeconds, r.CPUPerMillion, r.PeakRSSMiB, r.P50, r.P99, r.Received)
+		r.CPUSeconds, r.UserSeconds, r.SystemSeconds, r.CPUPerMillion, r.PeakRSSMiB, r.P50, r.P99, r.EndpointCPU, r.Received)
 }
 
 const bucket, queue = "bench-trail", "bench"
@@ -129,6 +134,8 @@ func options(set string, scale, rate float64) (feed.Options, error) {
 		o.Objects, o.RecordsPerObject = n(20_000), feed.Fixed(5)
 	case "paced":
 		o.Objects, o.RecordsPerObject = n(int(rate*30)), feed.Fixed(2000)
+	case setSQS:
+		o.Objects, o.RecordsPerObject = n(300_000), feed.Fixed(1) // messages, in fact
 	default:
 		return o, fmt.Errorf("no set is called %q", set)
 	}
@@ -168,9 +175,16 @@ func run(ctx context.Context, name, binary string, scale, rate float64, profile,
 	if err := aws.CreateBucket(bucket, cloud.BucketOptions{}); err != nil {
 		return r, err
 	}
+	inBodies := name == setSQS
+	if inBodies && isFloor {
+		return r, errors.New("the floor reads objects, not events in messages")
+	}
 	set := feed.CloudTrail(o)
 	fmt.Fprintf(os.Stderr, "bench: generating %d objects\n", set.Len())
-	objects := make([]cloud.Object, set.Len())
+	var objects []cloud.Object
+	if !inBodies {
+		objects = make([]cloud.Object, set.Len())
+	}
 	for i := range objects {
 		if set.Records(i) > 50_000 {
 			var b bytes.Buffer
@@ -188,6 +202,15 @@ func run(ctx context.Context, name, binary string, scale, rate float64, profile,
 	}
 	r.RawBytes *= int64(r.Records)
 	r.Objects, r.Unique = set.Len(), set.Unique()
+	var bodies []string
+	if inBodies {
+		bodies = make([]string, o.Objects)
+		for i := range bodies {
+			bodies[i] = voice(i)
+			r.RawBytes += int64(len(bodies[i]))
+		}
+		r.Records, r.Unique = len(bodies), len(bodies)
+	}
 	wanted := r.Unique
 	if isFloor {
 		wanted = r.Records // it knows no duplicates
@@ -207,13 +230,17 @@ func run(ctx context.Context, name, binary string, scale, rate float64, profile,
 	if lanes > 0 {
 		extra = fmt.Sprintf("\ndedupe: {lanes: %d}", lanes)
 	}
+	source := fmt.Sprintf("buckets: [%s], wait_time: 5s, bucket_aws: {endpoint_url: %q, path_style: true}", bucket, aws.URL())
+	if inBodies {
+		source = "body: events, format: {type: voiso}, wait_time: 1s, max_receivers: 16"
+	}
 	yaml := fmt.Sprintf(`bus: {store: %q, disk: 8GiB}%s
 sources:
-  - {name: bench, type: sqs, queue_url: %q, buckets: [%s], wait_time: 5s, bucket_aws: {endpoint_url: %q, path_style: true}}
+  - {name: bench, type: sqs, queue_url: %q, %s}
 destinations:
   - {name: web, type: http, url: %q}
 telemetry: {address: %q, private_address: %q, log_level: warn, log_format: json}
-`, store, extra, queueURL, bucket, aws.URL(), sink.url, health, private)
+`, store, extra, queueURL, source, sink.url, health, private)
 	if err := os.WriteFile(config, []byte(yaml), 0o600); err != nil {
 		return r, err
 	}
@@ -252,12 +279,17 @@ telemetry: {address: %q, private_address: %q, log_level: warn, log_format: json}
 	}
 	runtime.GC()
 	fmt.Fprintf(os.Stderr, "bench: running\n")
-	began := time.Now()
-	go announce(ctx, aws, set, objects, name == "paced", rate)
+	began, before := time.Now(), cpuSeconds()
+	if inBodies {
+		go send(aws, bodies)
+	} else {
+		go announce(ctx, aws, set, objects, name == "paced", rate)
+	}
 	if err := await(ctx, ended, func() bool { return sink.lines.Load() >= int64(wanted) }); err != nil {
 		return r, fmt.Errorf("%d of %d events arrived: %w", sink.lines.Load(), wanted, err)
 	}
 	r.Seconds = time.Since(began).Seconds()
+	r.EndpointCPU = cpuSeconds() - before
 	var metrics bytes.Buffer
 	if !isFloor {
 		if err := get("http://"+health+"/metrics", &metrics); err != nil {
@@ -312,6 +344,33 @@ func announce(ctx context.Context, aws *cloud.Cloud, set *feed.Set, objects []cl
 			}
 		}
 	}
+}
+
+// setSQS is the set of events in message bodies.
+const setSQS = "sqs"
+
+// voice is the i-th event of a telephone system, as one message holds it. Source:
+// formats F-1.
+func voice(i int) string {
+	return fmt.Sprintf(`{"timestamp":"2026-01-05T12:%02d:%02d.%02dZ","type":"user","event":"user_added","callcenter":"tenant-%d","params":{"who":"op%d@example.org",`+
+		`"user":"user%d@example.org","access_group":"agent","session":"%08x-%d"}}`, i/6000%60, i/100%60, i%100, i%3, i%9, i, uint32(i)*2654435761, i)
+}
+
+// send puts the bodies into the queue.
+func send(aws *cloud.Cloud, bodies []string) {
+	for batch := range slices.Chunk(bodies, 1000) {
+		if _, err := aws.Send(queue, batch...); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: send:", err)
+			return
+		}
+	}
+}
+
+// cpuSeconds is what this process has used, user and system.
+func cpuSeconds() float64 {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
 }
 
 func rawSize(set *feed.Set, i int) int64 {
