@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/penstock/penstock/services/internal/framing"
 )
 
 // Every documented log_type has its own event type; whole values count, others pass.
@@ -65,6 +67,46 @@ func TestOPSWATPairs(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", d.Body, tt.want)
 			}
 		})
+	}
+}
+
+// The same records come out of every shape that an object may have; the order of
+// keys and of records counts for nothing.
+// covers: OPC-6, OPC-13, OPC-21, OPC-23, MDA-2, MDA-5, MDA-6, MDA-15, MDA-16, MDA-18, MDA-20
+func TestOPSWATShapes(t *testing.T) {
+	pretty := "{\n  \"log_type\": \"unseen\",\n  \"device_id\": \"host-1-1767612345\",\n  \"device_group\": \"Default\",\n  \"details\": \"{x\",\n  \"timestamp\": \"2026-01-05T08:55:12.279Z\",\n  \"type\": \"Device\"\n}"
+	account := `{"timestamp":"2026-01-05T08:55:11.279Z","type":"Account","admin_email":"a@example.org","details":"x","log_type":"logon"}`
+	one := strings.NewReplacer("\n", "", "  ", "", ": ", ":").Replace(pretty)
+	header := "<134>1 2026-01-05T09:00:00Z gw opswat - - - "
+	want := "[opswat.device.unseen 1767603312279000000 opswat.account.logon 1767603311279000000]"
+	for name, in := range map[string]string{
+		"values":             pretty + "\n" + account + "\n",
+		"nothing between":    one + account,
+		"array":              "[" + pretty + ",\r\n" + account + "]",
+		"NDJSON":             one + "\n" + account + "\n",
+		"SYSLOG form":        one[1:len(one)-1] + "\n" + account[1:len(account)-1] + "\n",
+		"byte order mark":    "\ufeff" + one[1:len(one)-1] + "\r\n" + account[1:len(account)-1],
+		"real syslog":        header + one[1:len(one)-1] + "\n" + header + account + "\n",
+		"behind empty lines": "\n\n " + pretty + "\n\n\n" + account,
+	} {
+		format, f, _ := Choose(Auto, "logs/x", []byte(in))
+		if format != "opswat" {
+			t.Errorf("%s is taken for %s", name, format)
+			continue
+		}
+		dec := open(t, "opswat", nil, Deps{})
+		split := framing.New(f, strings.NewReader(in), framing.Limits{})
+		var got []any
+		for rec, err := split.Next(); err == nil; rec, err = split.Next() {
+			var d Doc
+			if err := dec.Decode(rec, &d); err != nil || d.HasID {
+				t.Errorf("%s: %q: %v", name, rec, err)
+			}
+			got = append(got, d.Type, d.Time)
+		}
+		if fmt.Sprint(got) != want {
+			t.Errorf("%s: %v, want %s", name, got, want)
+		}
 	}
 }
 

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
+	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/services/internal/framing"
 )
 
@@ -52,6 +55,86 @@ func TestUmbrellaTypeByFolder(t *testing.T) {
 				t.Errorf("%s, Devo's types %v: %s, %v, want %s", tt.key, devo, d.Type, err, want)
 			}
 		}
+	}
+}
+
+// Every column of every type has its name, and what no version has one by its place.
+// covers: DEV-121, F-18, F-19, F-20
+func TestUmbrellaColumns(t *testing.T) {
+	counts := map[string]int{"dnslogs": 16, "iplogs": 7, "proxylogs": 49, "firewalllogs": 16, "intrusionlogs": 17, "dlplogs": 25, "auditlogs": 9}
+	for folder, want := range counts {
+		kind := umbrellaFolders[folder]
+		if len(kind.columns) != want || kind.least > want {
+			t.Errorf("%s has %d columns, at least %d, want %d", folder, len(kind.columns), kind.least, want)
+		}
+		dec := open(t, "umbrella", nil, Deps{})
+		if err := begin(dec, folder+"/2026-01-05/x.csv.gz", nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []int{kind.least, want, want + 15} { // the first version, the last known one, one to come
+			cells := make([]string, n)
+			var names []string
+			for i := range cells {
+				cells[i] = fmt.Sprintf(`"v%d"`, i+1)
+				if i < want {
+					names = append(names, kind.columns[i])
+				} else {
+					names = append(names, fmt.Sprintf("column%d", i+1))
+				}
+				if i == slices.Index(kind.columns, "timestamp") {
+					cells[i] = `"2026-01-05 17:48:41"`
+				}
+			}
+			var d Doc
+			if err := dec.Decode([]byte(strings.Join(cells, ",")), &d); err != nil || !d.HasTime || d.HasID != (kind.id != "") {
+				t.Fatalf("%s of %d cells: %s, %v", folder, n, d.render(), err)
+			}
+			var doc map[string]string
+			if err := json.Unmarshal(d.Body, &doc); err != nil || len(doc) != n {
+				t.Fatalf("%s of %d cells: %s, %v", folder, n, d.Body, err)
+			}
+			for i, name := range names {
+				if doc[name] != strings.Trim(cells[i], `"`) {
+					t.Errorf("%s: %s is %q, want %s", folder, name, doc[name], cells[i])
+				}
+			}
+			cells = cells[:kind.least-1]
+			if err := dec.Decode([]byte(strings.Join(cells, ",")), &d); !errors.Is(err, errColumns) {
+				t.Errorf("%s of %d cells: %v", folder, len(cells), err)
+			}
+		}
+	}
+}
+
+// Rows of one DLP event are different events, the same row is one; intrusion and
+// audit rows go by their id alone.
+// covers: F-20
+func TestUmbrellaIDs(t *testing.T) {
+	id := func(folder string, cells ...string) messages.ID {
+		t.Helper()
+		dec := open(t, "umbrella", nil, Deps{})
+		if err := begin(dec, folder+"/2026-01-05/x.csv.gz", nil); err != nil {
+			t.Fatal(err)
+		}
+		row := make([]string, 17)
+		copy(row, cells)
+		var d Doc
+		if err := dec.Decode([]byte(`"`+strings.Join(row, `","`)+`"`), &d); err != nil || !d.HasID {
+			t.Fatalf("%s, %v", d.render(), err)
+		}
+		return d.ID
+	}
+	const at = "2026-01-05 17:48:41"
+	if id("dlplogs", at, "", "e-1", "a") == id("dlplogs", at, "", "e-1", "b") || id("dlplogs", at, "", "e-1", "a") != id("dlplogs", at, "", "e-1", "a") {
+		t.Error("rows of one DLP event are not told apart, or a row from itself")
+	}
+	if id("auditlogs", "e-1", at, "a") != id("auditlogs", "e-1", at, "b") || id("auditlogs", "e-1", at) == id("auditlogs", "e-2", at) {
+		t.Error("audit rows do not go by their id")
+	}
+	ips := make([]string, 12)
+	ips[0], ips[11] = at, "e-1"
+	if id("intrusionlogs", ips...) != id("intrusionlogs", append(ips, "192.0.2.1")...) || id("intrusionlogs", ips...) == id("auditlogs", "e-1", at) {
+		t.Error("intrusion rows do not go by their event id")
 	}
 }
 
