@@ -558,6 +558,12 @@ func (r *logReader) window(ctx context.Context) error {
 			w.Token, w.Pages = "", 0
 			return errors.Join(err, r.at.move(ctx, &r.cur)) // the window begins again
 		}
+		var none *types.ResourceNotFoundException
+		if errors.As(err, &none) && r.group.arn != "" {
+			r.log.InfoContext(ctx, "a log group is gone")
+			r.s.planNow()
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -280,13 +279,10 @@ func TestLogsByStream(t *testing.T) {
 	w.SetLogPaging(cloud.LogPaging{Events: 7})
 	want := w.writeLogs(t, "us-east-1", 60, "g")
 	var order []string
-	var mu sync.Mutex
 	cfg := w.logsConfig("g")
 	cfg.UseFirstOptimizedRetrieval = false
 	_, stop := w.run(t, "a", "cloudwatch_logs", cfg, frailOutboxes(9))
 	got := w.untilLogs(t, want)
-	mu.Lock()
-	defer mu.Unlock()
 	for _, r := range got.records {
 		var d logDocument
 		if err := json.Unmarshal([]byte(r), &d); err != nil {
@@ -305,6 +301,31 @@ func TestLogsByStream(t *testing.T) {
 	}
 	w.untilLogs(t, append(want, "live"))
 	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// covers: DEV-74, F-16: CloudWatch Logs itself leaves out what does not match, and a
+// group that is deleted while it is read is no trouble.
+func TestLogsPatternAndDeletedGroup(t *testing.T) {
+	w := newWatched(t)
+	w.writeLogs(t, "us-east-1", 30, "/app/a", "/app/gone")
+	var n atomic.Int64
+	w.SetFault(func(op, _, group string) cloud.Fault {
+		if op == "FilterLogEvents" && group == "/app/gone" && n.Add(1) == 1 {
+			w.DeleteLogGroup("us-east-1", "/app/gone")
+		}
+		return cloud.Fault{}
+	})
+	cfg := w.logsConfig("/app/*")
+	cfg.FilterPattern = "0007"
+	s, stop := w.run(t, "a", "cloudwatch_logs", cfg, nil)
+	w.untilLogs(t, []string{"us-east-1 /app/a 0007 <&>\n\tat \"line\" two"})
+	eventually(t, "the group is not pulled any more", func() bool {
+		all, _ := s.(*polling).shardsOf(groupOf("us-east-1:/app/gone"))
+		return n.Load() > 0 && !slices.ContainsFunc(all, func(sh shard) bool { return sh.name == "us-east-1:/app/gone" })
+	})
+	if err := errors.Join(s.Health(), stop()); err != nil {
 		t.Error(err)
 	}
 }

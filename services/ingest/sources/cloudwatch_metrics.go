@@ -296,6 +296,8 @@ func (s *cloudWatchMetrics) pull(ctx context.Context, p *pull) error {
 		if p.stopped() {
 			return nil
 		}
+		p.log.DebugContext(ctx, "a window is read", "from", time.Unix(windows[i].from, 0).UTC(), "to", time.Unix(windows[i].to, 0).UTC(),
+			"metrics", len(list.series)) // Source: features DEV-101
 		if err := r.window(ctx, windows[i]); err != nil {
 			return err
 		}
