@@ -2,6 +2,7 @@ package sources
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"io"
 	"mime/multipart"
@@ -79,8 +80,11 @@ func (w *httpWire) Read(p []byte) (int, error) {
 	return n, errHTTPBroken.New(nil, "read a body: it broke off after %d bytes", w.n)
 }
 
-// end takes the deadline away: from here on the bus takes its time.
-func (w *httpWire) end() { _ = w.control.SetReadDeadline(time.Time{}) }
+// end moves the deadline behind what the bus may take. After an error it stays
+// where it is, so that the server does not wait for the rest of the body.
+func (w *httpWire) end(store time.Duration) {
+	_ = w.control.SetReadDeadline(w.until.Add(store))
+}
 
 // httpPlain bounds what a body becomes.
 type httpPlain struct {
@@ -177,21 +181,33 @@ func (c *httpIntake) peeked(r io.Reader, level int) (io.Reader, []byte, error) {
 }
 
 // httpBudgeted bounds what is read between two parts of a form: the part's header.
+// It also looks for the end of the form, because a form that ends in the header of
+// a part looks whole to [multipart.Reader].
 type httpBudgeted struct {
-	r    io.Reader
-	left int64 // negative: no bound
+	r     io.Reader
+	left  int64  // negative: no bound
+	last  []byte // the delimiter that ends the form
+	tail  []byte // the last bytes read, less than last has
+	ended bool
 }
 
 // Read implements io.Reader.
 func (b *httpBudgeted) Read(p []byte) (int, error) {
-	if b.left < 0 {
-		return b.r.Read(p)
-	}
 	if b.left == 0 {
 		return 0, errHTTPForm.New(nil, "read the header of a part: it is larger than allowed")
 	}
-	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
-	b.left -= int64(n)
+	if b.left > 0 {
+		p = p[:min(int64(len(p)), b.left)]
+	}
+	n, err := b.r.Read(p)
+	if b.left > 0 {
+		b.left -= int64(n)
+	}
+	if !b.ended {
+		b.tail = append(b.tail, p[:n]...)
+		b.ended = bytes.Contains(b.tail, b.last)
+		b.tail = append(b.tail[:0], b.tail[max(0, len(b.tail)-len(b.last)+1):]...)
+	}
 	return n, err
 }
 
@@ -201,13 +217,13 @@ const httpAheadOfPart = 8 << 10
 // form reads every part of a form.
 func (c *httpIntake) form(body io.Reader, boundary string) error {
 	limits := &c.s.cfg.Limits
-	in := &httpBudgeted{r: body}
+	in := &httpBudgeted{r: body, last: []byte("--" + boundary + "--")}
 	parts := multipart.NewReader(in, boundary)
 	for n := 0; ; n++ {
 		in.left = int64(limits.MaxHeader) + httpAheadOfPart
 		part, err := parts.NextPart()
 		switch {
-		case err == io.EOF:
+		case err == io.EOF && in.ended:
 			return nil
 		case err != nil && httpIsFault(err):
 			return err
@@ -257,7 +273,7 @@ func httpJSONType(mediaType string) bool { return strings.Contains(strings.ToLow
 
 // httpTrimmed is head without the white space and byte order mark before it.
 func httpTrimmed(head []byte) []byte {
-	return []byte(strings.TrimLeft(strings.TrimPrefix(string(head[:min(len(head), 256)]), "\ufeff"), " \t\r\n"))
+	return bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\ufeff")), " \t\r\n")
 }
 
 // drain reads what is left of the body, so that its signature covers all of it.

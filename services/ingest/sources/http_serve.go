@@ -321,7 +321,10 @@ func (x *httpExchange) receive(raw bool) int {
 		x.w.Header().Set("Connection", "close")
 		return x.refuse(errHTTPStopping.New(nil, "take a request"))
 	}
-	if wait := max(s.callers.take(who.name, x.began), s.rate.take(x.began)); wait > 0 {
+	if wait := s.callers.take(who.name, x.began); wait > 0 {
+		return x.limited(wait)
+	}
+	if wait := s.rate.take(x.began); wait > 0 {
 		return x.limited(wait)
 	}
 	if x.e.Kind == HTTPHEC {
@@ -468,7 +471,6 @@ func (x *httpExchange) read(c *httpIntake, sig *httpSigned, raw bool) error {
 		r: x.r.Body, max: int64(s.cfg.Limits.MaxBody), sig: sig,
 		control: http.NewResponseController(x.w), stall: s.cfg.Timeouts.Stall, until: x.began.Add(s.cfg.Timeouts.Read),
 	}
-	defer c.wire.end()
 	body, err := c.decoded(x.r.Header.Get("Content-Encoding"))
 	if err != nil {
 		return err
@@ -497,6 +499,9 @@ func (x *httpExchange) read(c *httpIntake, sig *httpSigned, raw bool) error {
 		err = sig.check()
 	}
 	c.sent = c.wire.n
+	if err == nil {
+		c.wire.end(s.cfg.Timeouts.Store + time.Second)
+	}
 	return err
 }
 
