@@ -77,51 +77,69 @@ func TestGuardDutyFindings(t *testing.T) {
 	}
 }
 
-// covers: DEV-118, F-13: findings that are updated while they are paged through move,
-// and none is missed; the pages are killed, throttled, and their tokens expire.
+// age puts n findings, one a minute, the youngest an hour old.
+func (w *watched) age(t testing.TB, n int) (want []string) {
+	t.Helper()
+	for i := range n {
+		want = append(want, w.find(t, "", "d1", finding(fmt.Sprintf("f-%03d", i), w.now.Add(-time.Hour-time.Duration(n-i)*time.Minute), false)))
+	}
+	return want
+}
+
+func (w *watched) untilFindings(t testing.TB, want ...string) {
+	t.Helper()
+	eventually(t, "all findings are stored", func() bool {
+		got := w.server.stored(t).distinct()
+		return !slices.ContainsFunc(want, func(doc string) bool { _, there := slices.BinarySearch(got, doc); return !there })
+	})
+}
+
+// covers: DEV-118, F-13: findings that were read and are updated while the others
+// are paged through move to the end; none of the others is missed for that.
+func TestGuardDutyMoves(t *testing.T) {
+	w := newWatched(t)
+	want := w.age(t, 230)
+	var n atomic.Int64
+	w.SetFault(func(op, _, _ string) cloud.Fault {
+		if i := n.Add(1); op == "ListFindings" && i < 8 {
+			for k := range 3 {
+				doc := finding(fmt.Sprintf("f-%03d", int(i)*3+k), w.now.Add(time.Duration(int(i)*3+k)*time.Millisecond), false)
+				if err := w.PutFinding("", "d1", []byte(doc)); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		return cloud.Fault{}
+	})
+	w.run(t, "a", "guardduty", w.findingsConfig(), nil)
+	w.untilFindings(t, want[30:]...) // the first ones may have moved before they were read
+}
+
+// covers: DEV-118, DEV-161, F-13: killed again and again in the middle of a page, throttled,
+// with page tokens that expire, nothing is lost.
 func TestGuardDutyTrouble(t *testing.T) {
 	w := newWatched(t)
-	var want []string
-	for i := range 230 {
-		at := w.now.Add(-time.Duration(400-i) * time.Minute)
-		if i >= 120 {
-			at = w.now.Add(-time.Duration(400-i) * time.Second) // within the overlap: page tokens are used
-		}
-		want = append(want, w.find(t, "", "d1", finding(fmt.Sprintf("f-%03d", i), at, false)))
+	want := w.age(t, 100)
+	for i := range 110 { // within the overlap, where page tokens are used
+		want = append(want, w.find(t, "", "d1", finding(fmt.Sprintf("young-%03d", i), w.now.Add(-time.Duration(i)*time.Second), false)))
 	}
 	var n atomic.Int64
-	var moved []string
 	w.SetFault(func(op, _, _ string) cloud.Fault {
 		if op != "ListFindings" {
 			return cloud.Fault{}
 		}
-		switch i := n.Add(1); {
-		case i >= 2 && i <= 4: // some of those that were read move to the end
-			for k := range 3 {
-				doc := finding(fmt.Sprintf("f-%03d", int(i)*10+k), w.now.Add(time.Duration(int(i)*10+k)*time.Millisecond), false)
-				if w.PutFinding("", "d1", []byte(doc)) == nil {
-					moved = append(moved, doc)
-				}
-			}
-		case i == 5 || i == 8:
+		switch n.Add(1) {
+		case 5, 8:
 			w.ExpirePageTokens()
-		case i == 6:
+		case 6:
 			return cloud.Fault{Status: 429, Code: "TooManyRequestsException"}
-		case i == 7:
+		case 7:
 			return cloud.Fault{Status: 500, Code: "InternalServerErrorException"}
 		}
 		return cloud.Fault{}
 	})
 	w.run(t, "a", "guardduty", w.findingsConfig(), frailOutboxes(8))
-	eventually(t, "all findings are stored", func() bool {
-		got := w.server.stored(t).distinct()
-		for _, doc := range append(moved, want...) {
-			if !slices.Contains(got, doc) {
-				return false
-			}
-		}
-		return len(moved) == 9
-	})
+	w.untilFindings(t, want...)
 }
 
 // covers: F-13: archived findings are left out where that is wanted, detectors may be named.
