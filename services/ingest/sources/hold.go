@@ -61,7 +61,7 @@ type keeper struct {
 // Calls at a time: to extend visibility, and to delete and give back.
 const (
 	extendsAtOnce = 8
-	deletesAtOnce = 32
+	deletesAtOnce = 64
 )
 
 func newKeeper(s *sqsSource) *keeper {
