@@ -14,8 +14,8 @@ func newEndpoint() *cobra.Command {
 	listen, seed := "127.0.0.1:4566", uint64(1)
 	cmd := &cobra.Command{
 		Use: "demo-endpoint", Args: exactly(0),
-		Short:   "Run the demo's S3 and SQS endpoint, with its sample objects and notices",
-		Long:    "Runs the S3 and SQS endpoint of the demo by itself, filled with the demo's sample\nobjects and the notices of them. It keeps all in memory. It is made for trying\npenstock out and checks no signatures: do not let strangers reach it.",
+		Short:   "Run the demo's AWS by itself, with its samples",
+		Long:    "Runs the AWS of the demo by itself: S3, SQS and the APIs, filled with the demo's\nsamples. It keeps all in memory. It is made for trying\npenstock out and checks no signatures: do not let strangers reach it.",
 		Example: "  penstock demo-endpoint --listen 127.0.0.1:4566",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cloud.Start(cmd.Context(), cloud.Options{Addr: listen})
@@ -23,11 +23,13 @@ func newEndpoint() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			queue, err := feed.Install(cmd.Context(), c, feed.Demo(seed))
-			if err != nil {
+			if _, err := feed.Install(cmd.Context(), c, feed.Demo(seed)); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "S3 and SQS at %s, notices in %s\n", c.URL(), queue)
+			if _, err := fillWorld(cmd.Context(), c, seed); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "S3, SQS and APIs at %s\n", c.URL())
 			<-cmd.Context().Done()
 			return nil
 		},

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -133,5 +134,38 @@ func printSums(w io.Writer, r ledger.Report) error {
 		}
 	}
 	line("missing", total.Missing, "")
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	return printSources(w, r)
+}
+
+// printSources prints a line for each source, when there are several.
+func printSources(w io.Writer, r ledger.Report) error {
+	sums := map[string]*ledger.Pull{}
+	pulls := map[string]int{}
+	for i := range r.Pulls {
+		p := &r.Pulls[i]
+		s := sums[p.Source]
+		if s == nil {
+			s = &ledger.Pull{}
+			sums[p.Source] = s
+		}
+		pulls[p.Source]++
+		s.Records += p.Records
+		s.Unique += p.Unique
+		s.Duplicates += p.Duplicates
+		s.Logged += p.Logged
+		s.Missing += p.Missing
+	}
+	if len(sums) < 2 {
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "\nSOURCE\tPULLS\tRECORDS\tDUPLICATES\tUNIQUE\tLOGGED\tMISSING\t")
+	for _, name := range slices.Sorted(maps.Keys(sums)) {
+		s := sums[name]
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t\n", printable(name), pulls[name], s.Records, s.Duplicates, s.Unique, s.Logged, s.Missing)
+	}
 	return t.Flush()
 }

@@ -3,6 +3,7 @@ package feed
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -366,4 +367,28 @@ func application(seed uint64, n int) System {
 		return w.object(s.Bucket, fmt.Sprintf("app/%s-%d.ndjson.gz", at.Format("2006/01/02/1504"), i))
 	})
 	return s
+}
+
+// FillTrail puts CloudTrail events since a time into the event history of c, and
+// returns how many. They are of the last minutes: the history ends after 90 days.
+func FillTrail(c *cloud.Cloud, seed uint64, n int, since time.Time) int {
+	set := CloudTrail(Options{Seed: seed + 100, Objects: 1, RecordsPerObject: Fixed(n), Start: since, Regions: []string{c.Region()}})
+	events := make([]cloud.TrailEvent, 0, n)
+	for k := range n {
+		var rec struct {
+			EventID, EventName, EventSource string
+			EventTime                       time.Time
+			ReadOnly                        bool
+		}
+		raw := set.Record(nil, 0, k)
+		if err := json.Unmarshal(raw, &rec); err != nil {
+			panic(err) // it was made here
+		}
+		// The set's own times are those before its object was written.
+		at := since.Add(time.Duration(k) * time.Second).UTC().Truncate(time.Second)
+		text := strings.Replace(string(raw), rec.EventTime.Format(time.RFC3339), at.Format(time.RFC3339), 1)
+		events = append(events, cloud.TrailEvent{ID: rec.EventID, Name: rec.EventName, Source: rec.EventSource, Time: at, ReadOnly: rec.ReadOnly, Record: text})
+	}
+	c.CloudTrail().Add(c.Region(), events...)
+	return n
 }
