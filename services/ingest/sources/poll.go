@@ -371,11 +371,11 @@ func (s *polling) own(ctx context.Context, group string) error {
 			}
 			t.working = true
 			working++
-			go func() {
+			go func(base time.Time) { // t is the loop's
 				e := ended{turn: t}
-				e.took, e.stored, e.err = s.work(ctx, t.shard, t.next.base)
+				e.took, e.stored, e.err = s.work(ctx, sh, base)
 				results <- e
-			}()
+			}(t.next.base)
 		}
 		timer := time.NewTimer(wait)
 		select {
