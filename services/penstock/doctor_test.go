@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -23,6 +25,7 @@ import (
 	"github.com/penstock/penstock/services/internal/config"
 	"github.com/penstock/penstock/services/internal/golden"
 	"github.com/penstock/penstock/services/internal/probe"
+	"github.com/penstock/penstock/topology"
 )
 
 const doctorKey = "arn:aws:kms:us-east-1:123456789012:key/00000000-0000-4000-8000-000000000000"
@@ -348,8 +351,6 @@ func TestDoctorLooksAtDestinations(t *testing.T) {
 		rw.WriteHeader(status)
 	}))
 	defer server.Close()
-	gone := httptest.NewServer(nil)
-	gone.Close()
 	secure := httptest.NewUnstartedServer(nil)
 	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail on purpose
 	secure.StartTLS()
@@ -372,7 +373,7 @@ func TestDoctorLooksAtDestinations(t *testing.T) {
 			t.Errorf("%d: %s: %s", code, level, text)
 		}
 	}
-	if level, text := look("type: http, url: '" + gone.URL + "'"); level != probe.Fail || !strings.Contains(text, "refused") {
+	if level, text := look("type: http, url: 'http://127.0.0.1:1'"); level != probe.Fail || !strings.Contains(text, "refused") {
 		t.Errorf("%s: %s", level, text)
 	}
 	if level, text := look("type: http, url: '" + secure.URL + "'"); level != probe.Fail || !strings.Contains(text, "certificate") {
@@ -417,5 +418,81 @@ func TestDoctorRefusesUnknownSources(t *testing.T) {
 	err := runDoctor(t.Context(), &bytes.Buffer{}, defaults(), doctorOptions{source: "x", timeout: defaultTimeout})
 	if exitCode(err) != exitUsage {
 		t.Error(err)
+	}
+}
+
+func TestDoctorLooksAtTheBus(t *testing.T) {
+	look := func(file File) []probe.Finding {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		return lookAtBus(ctx, file)
+	}
+	file := defaults()
+	file.Bus.Store, file.Bus.Disk = filepath.Join(t.TempDir(), "a", "b"), 256*config.MiB
+	if got := look(file); len(got) != 1 || got[0].Level != probe.OK {
+		t.Errorf("a folder to be made: %+v", got)
+	}
+	if _, err := os.Stat(filepath.Dir(file.Bus.Store)); !os.IsNotExist(err) {
+		t.Error("the doctor made a folder")
+	}
+	server, err := topology.StartEmbedded(topology.EmbeddedOptions{Dir: file.Bus.Store, Disk: 256 << 20, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Stop()
+	if got := look(file); len(got) != 2 || got[0].Level != probe.OK || got[1].Level != probe.Warn || !strings.Contains(got[1].Detail, "not there yet") {
+		t.Errorf("a server without streams: %+v", got)
+	}
+	bus, err := topology.Connect(t.Context(), server.Connect(topology.Options{Log: slog.New(slog.DiscardHandler)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bus.Close()
+	if _, err := bus.Apply(t.Context(), file.Bus.limits(1)); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(file); len(got) != 2 || got[1].Level != probe.OK {
+		t.Errorf("a server with streams: %+v", got)
+	}
+	other := file
+	other.Dedupe.Lanes = 4
+	if got := look(other); got[1].Level != probe.Fail || !strings.Contains(got[1].Detail, "lanes") {
+		t.Errorf("other lanes: %+v", got)
+	}
+	gone := defaults()
+	gone.Bus.URL = "nats://127.0.0.1:1"
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if got := lookAtBus(ctx, gone); len(got) != 1 || got[0].Level != probe.Fail || got[0].Code != "bus.connect_failed" {
+		t.Errorf("no server: %+v", got)
+	}
+}
+
+// Sources that are no part of AWS: a listener is opened and closed, a webhook is not
+// called, since that would move its cursor.
+func TestDoctorLooksAtOtherSources(t *testing.T) {
+	called := false
+	hook := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { called = true }))
+	defer hook.Close()
+	busy := hook.Listener.Addr().String()
+	w := newWard(t)
+	d, err := w.ask(t, `
+bus: {store: STORE}
+sources:
+  - {name: hook, type: censornet, url: '`+hook.URL+`/x', key: a-key-that-is-long-enough, products: [web]}
+  - {name: free, type: http, address: '127.0.0.1:0', auth: none, endpoints: [{path: /in, kind: json}]}
+  - {name: busy, type: http, address: '`+busy+`', auth: none, endpoints: [{path: /in, kind: json}]}
+`)
+	if err != nil || called {
+		t.Errorf("%v, called %v", err, called)
+	}
+	for name, want := range map[string]probe.Level{"hook": probe.Warn, "free": probe.OK, "busy": probe.Warn} {
+		worst := probe.OK
+		if len(d.of(name, probe.Warn)) > 0 {
+			worst = probe.Warn
+		}
+		if worst != want || len(d.of(name, probe.Fail)) > 0 {
+			t.Errorf("%s: %+v", name, d.of(name, probe.OK, probe.Warn, probe.Fail))
+		}
 	}
 }

@@ -26,7 +26,7 @@ type bucketProbe struct {
 	lists bool
 }
 
-// noSuchKey is one that nobody has.
+// noSuchKey is one that nobody has, below a prefix: elsewhere nothing may be allowed.
 const noSuchKey = "penstock-doctor/there-is-no-such-key"
 
 // Probe implements [probe.Prober].
@@ -126,7 +126,7 @@ func (b *bucketProbe) try(ctx context.Context) []probe.Finding {
 // tryNothing asks for an object that is not there, for want of one that is.
 func (b *bucketProbe) tryNothing(ctx context.Context, listed bool) probe.Finding {
 	objects := b.arn() + "/*"
-	_, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.bucket, Key: aws.String(noSuchKey)})
+	_, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.bucket, Key: aws.String(b.prefixes[0] + noSuchKey)})
 	lacks, _ := awsclient.Lacks(awsclient.Explain(err))
 	switch {
 	case probe.Allowed(err, awsclient.NoSuchKey):
