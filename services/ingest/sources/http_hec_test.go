@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/topology"
 )
 
 // splunk is what a client of the HTTP Event Collector reads of an answer.
@@ -231,6 +232,18 @@ func TestHECRate(t *testing.T) {
 	}
 }
 
+// factsSince are the facts behind the first so many, and behind the first messages.
+func factsSince(t *testing.T, r *httpRig, facts, sent int) []*messages.Fact {
+	t.Helper()
+	var bus topology.Recorder
+	for _, m := range r.bus.Messages()[sent:] {
+		if err := bus.Publish(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return append(factsOf(t, &bus), r.bus.Facts()[facts:]...)
+}
+
 // Whatever comes is answered, nothing of it is lost between frames and quarantine,
 // and the ledger says the same.
 func FuzzHTTPBodies(f *testing.F) {
@@ -268,7 +281,7 @@ func FuzzHTTPBodies(f *testing.F) {
 		if resp.StatusCode >= 500 {
 			t.Fatalf("status %d", resp.StatusCode)
 		}
-		newFacts, newSent, newKept := r.bus.Facts()[facts:], r.bus.Messages()[sent:], r.bus.Quarantined()[kept:]
+		newFacts, newSent, newKept := factsSince(t, r, facts, sent), r.bus.Messages()[sent:], r.bus.Quarantined()[kept:]
 		balanceOf(t, newFacts, framesOf(t, newSent), newKept)
 		if resp.StatusCode < 300 && len(newFacts) == 0 && len(newSent) > 0 || resp.StatusCode == 413 && len(newFacts) > 0 {
 			t.Fatalf("status %d with %d facts", resp.StatusCode, len(newFacts))

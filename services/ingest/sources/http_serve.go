@@ -566,9 +566,9 @@ func (x *httpExchange) store(l *httpLoad, free func()) error {
 	}
 	mHTTPStalled.WithLabelValues(name).Inc()
 	h.storing.Go(func() {
-		<-stored
+		err := <-stored
 		mHTTPStalled.WithLabelValues(name).Dec()
-		if s.stalled.Add(-1) == 0 {
+		if s.stalled.Add(-1) == 0 && err == nil {
 			s.log.InfoContext(h.work, "the bus has stored what had waited")
 		}
 	})

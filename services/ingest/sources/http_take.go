@@ -386,10 +386,20 @@ func (l *httpLoad) fetched() *messages.Fetched {
 
 // store hands a request to the bus. It returns nil once all of it is durable. The
 // announcement goes before everything else: should the process die in between, the
-// ledger knows of a request that was not finished.
+// ledger knows of a request that was not finished. It is a message of its own, as
+// facts in an outbox linger for others, and the sender waits.
 func (l *httpLoad) store(ctx context.Context, out topology.Outbox) error {
 	o := l.origin
-	out.Fact(&messages.Fact{Kind: &messages.Fact_Announced{Announced: &messages.Announced{Origin: o, As: messages.Announced_AS_EVENTS}}})
+	announced := &messages.Facts{Stage: string(topology.Ingest), Facts: []*messages.Fact{{Kind: &messages.Fact_Announced{
+		Announced: &messages.Announced{Origin: o, As: messages.Announced_AS_EVENTS},
+	}}}}
+	err := out.Publish(ctx, topology.Message{
+		Subject: topology.LedgerSubject(topology.Ingest), ID: hex.EncodeToString(o.GetPull()) + "/announced",
+		Data: messages.EncodeFacts(announced),
+	})
+	if err != nil {
+		return err
+	}
 	if err := out.Flush(ctx); err != nil {
 		return err
 	}
