@@ -120,8 +120,8 @@ func (w *converter) service(list *yaml.Node, in *Input, s *Service) {
 			continue
 		}
 		if len(regions) == 0 {
-			w.note(s.Line, "service %s names no regions, so the region of its queue is not known: add region to the source", s.Name)
-			regions = []string{""}
+			w.note(s.Line, "service %s names no regions, so the region of its queue is not known: mend its URL", s.Name)
+			regions = []string{"REGION"}
 		}
 		for _, region := range regions {
 			list.Content = append(list.Content, w.queue(in, s, t, region, len(regions) > 1))
@@ -191,28 +191,52 @@ func (w *converter) queue(in *Input, s *Service, t target, region string, severa
 	case queue != nil && strings.Contains(queue.Value, "://"):
 		add(n, "queue_url", scalar(queue.Value))
 	case queue != nil:
-		add(n, "queue_name", scalar(queue.Value))
+		add(n, "queue_url", scalar(w.queueURL(in, s, region, queue.Value)))
 	default:
 		w.note(s.Line, "service %s names no queue: add queue_url to the source", s.Name)
 	}
-	if region != "" {
-		add(n, "region", scalar(region))
+	if t.format == "umbrella" {
+		add(n, "format", mapping("type", scalar(t.format), "devo_types", scalarAs(&yaml.Node{Value: "true"})))
+	} else {
+		add(n, "format", scalar(t.format))
 	}
-	add(n, "format", scalar(t.format))
 	if t.format == "eventbridge" || t.format == "securityhub" {
 		add(n, "body", scalar("events"))
 	} else {
-		add(n, "body", scalar("notifications"))
-		add(n, "buckets", &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle, Content: []*yaml.Node{scalar("*")}})
-		w.note(s.Line, "the collector fetches from every bucket that a message names; write those of source %s into its buckets instead of \"*\"", n.Content[1].Value)
+		body := "notifications"
 		if queue != nil && strings.HasSuffix(queue.Value, ".fifo") {
+			body = "auto" // by EventBridge, if at all
 			w.note(queue.Line, "S3 sends notifications to no FIFO queue: check queue %s", queue.Value)
 		}
+		add(n, "body", scalar(body))
+		add(n, "buckets", &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle, Content: []*yaml.Node{scalar("*")}})
+		w.note(s.Line, "the collector fetches from every bucket that a message names; write those of source %s into its buckets instead of \"*\"", n.Content[1].Value)
 	}
 	w.tags(n, s)
 	w.credentials(n, in)
 	return n
 }
+
+// queueURL makes the URL of a queue of which the collector knows the name. Its
+// account is that of the role by which it is read.
+func (w *converter) queueURL(in *Input, s *Service, region, queue string) string {
+	account, domain := "", "amazonaws.com"
+	for _, role := range []string{"target_assume_role", "base_assume_role"} {
+		if m := roleForm.FindStringSubmatch(in.Credentials[role]); m != nil && account == "" {
+			account = m[1]
+		}
+	}
+	if account == "" {
+		account = w.secret(in.Name, "account").Value
+		w.note(s.Line, "the account of queue %s is not in the file: set the variable %s", queue, account)
+	}
+	if strings.HasPrefix(region, "cn-") {
+		domain += ".cn"
+	}
+	return "https://sqs." + region + "." + domain + "/" + account + "/" + queue
+}
+
+var roleForm = regexp.MustCompile(`^arn:[a-z-]+:iam::(\d{12}):role/`)
 
 // poller makes a source that calls an API.
 func (w *converter) poller(in *Input, s *Service, t target, regions []string) *yaml.Node {
