@@ -200,7 +200,7 @@ type umbrellaColumn struct {
 type umbrella struct {
 	config  UmbrellaConfig
 	header  cells
-	headers headers[*umbrellaLayout]
+	headers map[*umbrellaKind]*headers[*umbrellaLayout] // by what the folder tells
 	layouts map[*umbrellaKind]*umbrellaLayout
 	kind    *umbrellaKind   // of the folder, nil where it does not tell
 	layout  *umbrellaLayout // of the header, nil without one
@@ -212,36 +212,53 @@ type umbrella struct {
 }
 
 func newUmbrella(c UmbrellaConfig) *umbrella {
-	u := &umbrella{config: c, layouts: map[*umbrellaKind]*umbrellaLayout{}, cells: cells{comma: ','}, header: cells{comma: ','}}
-	u.headers.parse = u.read
-	return u
+	return &umbrella{
+		config: c, headers: map[*umbrellaKind]*headers[*umbrellaLayout]{}, layouts: map[*umbrellaKind]*umbrellaLayout{},
+		cells: cells{comma: ','}, header: cells{comma: ','},
+	}
 }
 
 // Start implements Starter.
 func (u *umbrella) Start(h Head) (err error) {
 	u.kind, _ = umbrellaFolder(h.Key)
-	if u.layout = nil; len(h.Columns) > 0 {
-		u.layout, err = u.headers.of(h.Columns)
+	if u.layout = nil; len(h.Columns) == 0 {
+		return nil
 	}
+	known := u.headers[u.kind]
+	if known == nil {
+		kind := u.kind
+		known = &headers[*umbrellaLayout]{parse: func(header []byte) (*umbrellaLayout, error) { return u.read(header, kind) }}
+		u.headers[kind] = known
+	}
+	u.layout, err = known.of(h.Columns)
 	return err
 }
 
-// read makes a layout of a header.
-func (u *umbrella) read(header []byte) (*umbrellaLayout, error) {
+// read makes a layout of a header. kind is what the folder tells, nil for nothing.
+func (u *umbrella) read(header []byte, kind *umbrellaKind) (*umbrellaLayout, error) {
 	if why, at := u.header.cut(header); why != "" {
 		return nil, errNoHeader.New(nil, "read the header of an Umbrella log: %s at byte %d", why, at)
 	}
 	names := u.header.texts()
-	kind, most := umbrellaUnknown, 4 // columns that must be known at least
-	for _, k := range umbrellaFolders {
-		if n := k.knows(names); n > most || n == most && k.name < kind.name {
-			kind, most = k, n
-		}
+	if kind == nil {
+		kind = umbrellaByHeader(names)
 	}
 	for i, name := range names {
 		names[i] = kind.column(name)
 	}
 	return u.make(kind, names), nil
+}
+
+// umbrellaByHeader finds the type of log that has most of the columns, at least four
+// of them.
+func umbrellaByHeader(names []string) *umbrellaKind {
+	kind, most := umbrellaUnknown, 4
+	for _, k := range umbrellaFolders {
+		if n := k.knows(names); n > most || n == most && k.name < kind.name {
+			kind, most = k, n
+		}
+	}
+	return kind
 }
 
 // of returns the layout of rows without a header.

@@ -138,6 +138,33 @@ func TestUmbrellaIDs(t *testing.T) {
 	}
 }
 
+// The folder says the type, also of a file with a header; the header says it where
+// there is no folder.
+// covers: F-18 (optional header), DEV-119
+func TestUmbrellaHeaderAndFolder(t *testing.T) {
+	tests := []struct{ key, header, want string }{
+		{"vpnlogs/2026-01-05/x", "Timestamp,Connect Time,Identity", "type=sig.cisco.umbrella.vpn "},
+		{"otherlogs/2026-01-05/x", "Timestamp,Connect Time,Identity", "type=sig.cisco.umbrella.unknown "},
+		{"", "Timestamp,Connect Time,Identity", "type=sig.cisco.umbrella.unknown "},
+		{"", "Timestamp,Source IP,Source Port,Destination IP,Destination Port,Categories", "type=sig.cisco.umbrella.ip "},
+		{"dnslogs/2026-01-05/x", "Timestamp,Source IP,Source Port", "type=sig.cisco.umbrella.dns "},
+		{"vpnlogs/2026-01-05/x", "Timestamp,Connect Time,Identity", "type=sig.cisco.umbrella.vpn "},
+	}
+	dec := open(t, "umbrella", nil, Deps{})
+	for _, tt := range tests {
+		if err := begin(dec, tt.key, []byte(tt.header)); err != nil {
+			t.Fatal(err)
+		}
+		var d Doc
+		if err := dec.Decode([]byte(`"2026-01-05 17:48:41","a","b"`), &d); err != nil || !strings.HasPrefix(d.render(), tt.want) || !d.HasTime {
+			t.Errorf("%+v: %s, %v", tt, d.render(), err)
+		}
+	}
+	if err := begin(dec, "", []byte(`timestamp,"x`)); !errors.Is(err, errNoHeader) {
+		t.Errorf("a broken header: %v", err)
+	}
+}
+
 // covers: F-18 (organisation of managed buckets), DEV-61
 func TestUmbrellaPlace(t *testing.T) {
 	tests := []struct{ key, want string }{
