@@ -119,8 +119,13 @@ func (n *Names) Table(word string) string {
 			form = m.form
 		}
 	}
-	if form != nil {
+	switch {
+	case form != nil && word == "":
+		return form.table(n.fallback)
+	case form != nil:
 		return form.table(word)
+	case word == "" && n.base != "": // a format with one event type
+		return n.base
 	}
 	table := []byte(n.base)
 	for level := range strings.SplitSeq(word, ".") {

@@ -93,6 +93,7 @@ func TestTablesOfASource(t *testing.T) {
 		{"key that matches nothing", tag.Config{AutoEventType: true, EventTypeFileRegexPatterns: []tag.FilePattern{{EventType: "a", Regex: "^x/"}}, EventTypeDefault: "rest"}, "vpcflow", "y", vpcRecord, "cloud.aws.vpc.rest"},
 		{"tag of one type", tag.Config{AutoEventType: true, EventTypeProcessorMapping: map[string]tag.Processor{"iam": {Tagging: "my.security"}}}, "cloudtrail", "", trailRecord, "my.security"},
 		{"tag of another type", tag.Config{AutoEventType: true, EventTypeProcessorMapping: map[string]tag.Processor{"s3": {Tagging: "my.security"}}}, "cloudtrail", "", trailRecord, "cloud.aws.cloudtrail.iam"},
+		{"rules for types of a format that has one", tag.Config{AutoEventType: true, EventTypeProcessorMapping: map[string]tag.Processor{"iam": {Tagging: "my.security"}}}, "json", "", `{}`, "json.feed"},
 		{"hostile event type", tag.Config{TagBase: base, AutoEventType: true, EventTypeSourceFieldName: "x"}, "json", "", `{"x":"A *.>\u0000é` + strings.Repeat("z", 200) + `"}`, "my.app.a_______" + strings.Repeat("z", 56)},
 	}
 	for _, tt := range tests {
