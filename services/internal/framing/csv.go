@@ -7,7 +7,7 @@ import (
 	"github.com/penstock/penstock/messages/fault"
 )
 
-// ErrQuote: a row in which a double quote is never closed.
+// ErrQuote is a row in which a double quote is never closed.
 var ErrQuote = fault.Define("framing.bad_quote", fault.Reject,
 	"look at the bytes in quarantine and mend the program that wrote them: a double quote within a quoted cell is written twice")
 

@@ -353,8 +353,16 @@ func newSyslog(c SyslogConfig, deps Deps) *syslog {
 		name string
 		to   *column
 	}{
-		{"facility", &s.facility}, {"severity", &s.severity}, {"timestamp", &s.stamp}, {"host", &s.host}, {"app", &s.app},
-		{"procid", &s.proc}, {"msgid", &s.msgID}, {"sd", &s.sd}, {"sd_text", &s.sdText}, {messageField, &s.message},
+		{"facility", &s.facility},
+		{"severity", &s.severity},
+		{"timestamp", &s.stamp},
+		{"host", &s.host},
+		{"app", &s.app},
+		{"procid", &s.proc},
+		{"msgid", &s.msgID},
+		{"sd", &s.sd},
+		{"sd_text", &s.sdText},
+		{messageField, &s.message},
 	} {
 		*c.to = newColumns([]string{c.name}, f.slot)[0]
 	}

@@ -62,31 +62,43 @@ type umbrellaKind struct {
 // The types of log.
 // Source: formats F-18, F-19, F-20; Cisco Umbrella User Guide, log formats.
 var (
-	umbrellaDNS = &umbrellaKind{name: "dns", least: 10, columns: strings.Fields("timestamp most_granular_identity identities internal_ip external_ip " +
-		"action query_type response_code domain categories most_granular_identity_type identity_types blocked_categories " +
-		"rule_id destination_countries organization_id"),
-		aliases: map[string]string{"policyidentity": "most_granular_identity", "policyidentitytype": "most_granular_identity_type"}}
+	umbrellaDNS = &umbrellaKind{
+		name: "dns", least: 10, columns: strings.Fields("timestamp most_granular_identity identities internal_ip external_ip " +
+			"action query_type response_code domain categories most_granular_identity_type identity_types blocked_categories " +
+			"rule_id destination_countries organization_id"),
+		aliases: map[string]string{"policyidentity": "most_granular_identity", "policyidentitytype": "most_granular_identity_type"},
+	}
 	umbrellaIP    = &umbrellaKind{name: "ip", least: 7, columns: strings.Fields("timestamp identity source_ip source_port destination_ip destination_port categories")}
-	umbrellaProxy = &umbrellaKind{name: "proxy", least: 21, columns: strings.Fields("timestamp policy_identity_label internal_client_ip external_client_ip " +
-		"destination_ip content_type action url referer user_agent status_code request_size response_size response_body_size sha256 categories " +
-		"av_detections puas amp_disposition amp_malware_name amp_score policy_identity_type blocked_categories identities identity_types " +
-		"request_method dlp_status certificate_errors file_name ruleset_id rule_id destination_list_ids isolate_action file_action warn_status " +
-		"forwarding_method producer msp_organization_id geo_location_of_blocked_destination_countries application_ids hostname data_center egress " +
-		"server_name time_based_rule security_overridden detected_response_file_type warn_categories organization_id"),
-		aliases: map[string]string{"policyidentity": "policy_identity_label", "internalip": "internal_client_ip", "externalip": "external_client_ip",
-			"verdict": "action", "statuscode": "status_code", "shasha256": "sha256", "ampmalware": "amp_malware_name"}}
+	umbrellaProxy = &umbrellaKind{
+		name: "proxy", least: 21, columns: strings.Fields("timestamp policy_identity_label internal_client_ip external_client_ip " +
+			"destination_ip content_type action url referer user_agent status_code request_size response_size response_body_size sha256 categories " +
+			"av_detections puas amp_disposition amp_malware_name amp_score policy_identity_type blocked_categories identities identity_types " +
+			"request_method dlp_status certificate_errors file_name ruleset_id rule_id destination_list_ids isolate_action file_action warn_status " +
+			"forwarding_method producer msp_organization_id geo_location_of_blocked_destination_countries application_ids hostname data_center egress " +
+			"server_name time_based_rule security_overridden detected_response_file_type warn_categories organization_id"),
+		aliases: map[string]string{
+			"policyidentity": "policy_identity_label", "internalip": "internal_client_ip", "externalip": "external_client_ip",
+			"verdict": "action", "statuscode": "status_code", "shasha256": "sha256", "ampmalware": "amp_malware_name",
+		},
+	}
 	umbrellaFirewall = &umbrellaKind{name: "firewall", least: 14, columns: strings.Fields("timestamp origin_ids identities identity_type direction protocol " +
 		"packet_size source_ip source_port destination_ip destination_port data_center rule_id action fqdns destination_list_ids")}
-	umbrellaIntrusion = &umbrellaKind{name: "intrusion", least: 17, id: "event_id", columns: strings.Fields("timestamp identities identity_types gid sid message " +
-		"signature_list_id severity classification cves protocol event_id source_ip source_port destination_ip destination_port action"),
-		aliases: map[string]string{"generatorid": "gid", "signatureid": "sid"}}
-	umbrellaDLP = &umbrellaKind{name: "dlp", least: 17, id: "unique_event_id", many: true, columns: strings.Fields("timestamp event_type unique_event_id severity " +
-		"identity owner name application destination action rule data_classification data_identifier content_type file_size sha256 file_label " +
-		"application_category_name traffic_direction private_resource_name private_resource_group_name destination_protocol destination_ip " +
-		"destination_port organization_id"),
-		aliases: map[string]string{"identities": "identity", "rulename": "rule", "sha256hash": "sha256"}}
-	umbrellaAudit = &umbrellaKind{name: "audit", least: 9, id: "id", columns: strings.Fields("id timestamp email user type action logged_in_from before after"),
-		aliases: map[string]string{"time": "timestamp"}}
+	umbrellaIntrusion = &umbrellaKind{
+		name: "intrusion", least: 17, id: "event_id", columns: strings.Fields("timestamp identities identity_types gid sid message " +
+			"signature_list_id severity classification cves protocol event_id source_ip source_port destination_ip destination_port action"),
+		aliases: map[string]string{"generatorid": "gid", "signatureid": "sid"},
+	}
+	umbrellaDLP = &umbrellaKind{
+		name: "dlp", least: 17, id: "unique_event_id", many: true, columns: strings.Fields("timestamp event_type unique_event_id severity " +
+			"identity owner name application destination action rule data_classification data_identifier content_type file_size sha256 file_label " +
+			"application_category_name traffic_direction private_resource_name private_resource_group_name destination_protocol destination_ip " +
+			"destination_port organization_id"),
+		aliases: map[string]string{"identities": "identity", "rulename": "rule", "sha256hash": "sha256"},
+	}
+	umbrellaAudit = &umbrellaKind{
+		name: "audit", least: 9, id: "id", columns: strings.Fields("id timestamp email user type action logged_in_from before after"),
+		aliases: map[string]string{"time": "timestamp"},
+	}
 	umbrellaVPN     = &umbrellaKind{name: "vpn", least: 2, columns: []string{"timestamp"}}
 	umbrellaZTNA    = &umbrellaKind{name: "ztna", least: 2, columns: []string{"timestamp"}}
 	umbrellaUnknown = &umbrellaKind{name: "unknown", least: 1}

@@ -125,7 +125,8 @@ func TestUmbrellaIDs(t *testing.T) {
 		return d.ID
 	}
 	const at = "2026-01-05 17:48:41"
-	if id("dlplogs", at, "", "e-1", "a") == id("dlplogs", at, "", "e-1", "b") || id("dlplogs", at, "", "e-1", "a") != id("dlplogs", at, "", "e-1", "a") {
+	once, again, other := id("dlplogs", at, "", "e-1", "a"), id("dlplogs", at, "", "e-1", "a"), id("dlplogs", at, "", "e-1", "b")
+	if once != again || once == other {
 		t.Error("rows of one DLP event are not told apart, or a row from itself")
 	}
 	if id("auditlogs", "e-1", at, "a") != id("auditlogs", "e-1", at, "b") || id("auditlogs", "e-1", at) == id("auditlogs", "e-2", at) {
