@@ -2,6 +2,7 @@ package sources
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -143,7 +144,7 @@ const (
 	// windowPeriods is how many periods one window has at most, so that no call
 	// asks for more than the 100,800 points that CloudWatch gives.
 	windowPeriods = 200
-	// rememberedPoints bounds the values that are remembered. About 20 MiB.
+	// rememberedPoints bounds the values that are remembered. About 10 MiB.
 	rememberedPoints = 200_000
 	// activeWindow is what "recently active" means to CloudWatch.
 	activeWindow = 3 * time.Hour
@@ -291,7 +292,10 @@ func (s *cloudWatchMetrics) pull(ctx context.Context, p *pull) error {
 	if err != nil {
 		return err
 	}
-	r := &metricReader{cloudWatchMetrics: s, pull: p, space: space, list: list}
+	r := &metricReader{
+		cloudWatchMetrics: s, pull: p, space: space, list: list,
+		again: now.Add(-s.cfg.Delay - s.cfg.Overlap - 2*time.Duration(period)*time.Second),
+	}
 	for i := range windows {
 		if p.stopped() {
 			return nil
@@ -399,6 +403,8 @@ type metricReader struct {
 	*pull
 	space metricSpace
 	list  *metricList
+	// again: what is younger is within the overlap of the next pull.
+	again time.Time
 	// forbidden is a metric that may not be read.
 	forbidden string
 }
@@ -463,7 +469,7 @@ func (r *metricReader) batch(ctx context.Context, w metricWindow, batch []metric
 // page stores the points of an answer that are new.
 func (r *metricReader) page(ctx context.Context, w metricWindow, batch []metricQuery, out *cloudwatch.GetMetricDataOutput) error {
 	pg := &page{api: callMetricData.api, resource: r.space.namespace, region: r.space.region, format: r.format, created: time.Unix(w.to, 0)}
-	var points []pointKey
+	var points []messages.ID
 	var values []pointValue
 	var ends []int
 	var buf []byte
@@ -477,13 +483,16 @@ func (r *metricReader) page(ctx context.Context, w metricWindow, batch []metricQ
 			if t := at.Unix(); t < w.from || t >= w.to {
 				continue // rounded by CloudWatch beyond what was asked
 			}
-			k := pointKey{series: q.series.id, stat: q.stat, at: at.Unix()}
+			k := q.point(at)
 			v, fresh := r.known.revise(k, res.Values[j])
 			if !fresh {
 				continue
 			}
 			buf = appendPoint(buf, q, r.cfg.RequestPeriod, at, v)
-			ends, points, values = append(ends, len(buf)), append(points, k), append(values, v)
+			ends = append(ends, len(buf))
+			if at.After(r.again) { // it will be asked for again
+				points, values = append(points, k), append(values, v)
+			}
 		}
 	}
 	start := 0
@@ -549,11 +558,11 @@ func appendNumber(dst []byte, f float64) []byte {
 	return strconv.AppendFloat(dst, f, format, -1, 64)
 }
 
-// pointKey names one data point.
-type pointKey struct {
-	series messages.ID
-	stat   string // one of the configuration's, so that they share their bytes
-	at     int64
+// point is the id of a data point, for pointSet.
+func (q *metricQuery) point(at time.Time) messages.ID {
+	var unix [8]byte
+	binary.BigEndian.PutUint64(unix[:], uint64(at.Unix())) //nolint:gosec // the bits, whatever the sign
+	return messages.NewID(q.series.id[:], []byte(q.stat), unix[:])
 }
 
 // pointValue is the value of a point, and how often it has changed.
@@ -568,12 +577,12 @@ type pointValue struct {
 type pointSet struct {
 	mu         sync.Mutex
 	most       int
-	young, old map[pointKey]pointValue
+	young, old map[messages.ID]pointValue
 }
 
 // revise tells whether a point is new or has another value than before, and what to
 // remember once it is stored.
-func (s *pointSet) revise(k pointKey, value float64) (v pointValue, fresh bool) {
+func (s *pointSet) revise(k messages.ID, value float64) (v pointValue, fresh bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before, known := s.young[k]
@@ -591,7 +600,7 @@ func (s *pointSet) revise(k pointKey, value float64) (v pointValue, fresh bool) 
 	return pointValue{value: value, revision: before.revision + 1}, true
 }
 
-func (s *pointSet) add(keys []pointKey, values []pointValue) {
+func (s *pointSet) add(keys []messages.ID, values []pointValue) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, k := range keys {
@@ -599,9 +608,9 @@ func (s *pointSet) add(keys []pointKey, values []pointValue) {
 	}
 }
 
-func (s *pointSet) put(k pointKey, v pointValue) {
+func (s *pointSet) put(k messages.ID, v pointValue) {
 	if s.young == nil || len(s.young) >= s.most/2 {
-		s.young, s.old = map[pointKey]pointValue{}, s.young
+		s.young, s.old = map[messages.ID]pointValue{}, s.young
 	}
 	s.young[k] = v
 }
