@@ -124,7 +124,7 @@ func (m *cwMetrics) Decode(rec []byte, d *Doc) error {
 	m.copies = m.copies[:0]
 	m.asked = append(append(append(m.asked[:0], d.Account...), 0), d.Region...)
 	m.series = m.appendDimensions(m.series[:0], rec)
-	m.series = binary.BigEndian.AppendUint64(m.series, uint64(d.Time)) //nolint:gosec // the bits, whatever the sign
+	m.series = binary.BigEndian.AppendUint64(m.series, uint64(d.Time))
 	unit := []byte(nil)
 	if metric == cmMetricName {
 		unit = m.keep(rec, cmUnit)
@@ -153,9 +153,9 @@ func (m *cwMetrics) appendDimensions(dst, rec []byte) []byte {
 	}
 	slices.SortStableFunc(m.members, func(a, b member) int { return bytes.Compare(a.key, b.key) })
 	for _, d := range m.members {
-		dst = binary.BigEndian.AppendUint32(dst, uint32(len(d.key))) //nolint:gosec // a part of a record
+		dst = binary.BigEndian.AppendUint32(dst, uint32(len(d.key)))
 		dst = append(dst, d.key...)
-		dst = binary.BigEndian.AppendUint32(dst, uint32(len(d.value))) //nolint:gosec // a part of a record
+		dst = binary.BigEndian.AppendUint32(dst, uint32(len(d.value)))
 		dst = append(dst, d.value...)
 	}
 	return dst

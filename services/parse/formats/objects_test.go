@@ -23,7 +23,7 @@ func samples(tb testing.TB, name string) (recs [][]byte) {
 	tb.Helper()
 	cases, _ := filepath.Glob("testdata/" + name + "/*.in")
 	for _, in := range cases {
-		data, err := os.ReadFile(in) //nolint:gosec // a case
+		data, err := os.ReadFile(in)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -64,6 +64,7 @@ func good(tb testing.TB, name string, dec Decoder) (recs [][]byte) {
 // depends on the values alone: neither on the space between them nor on the records
 // before.
 func fuzzObjects(f *testing.F, name string, anything bool) {
+	f.Helper()
 	for _, rec := range samples(f, name) {
 		f.Add(rec)
 	}
