@@ -76,6 +76,7 @@ func TestVPCFlowConfig(t *testing.T) {
 
 // A header that is none refuses the records of the frame, and the next frame is
 // read again.
+// covers: F-21 (header, lines without one), DEV-20
 func TestVPCFlowHeaders(t *testing.T) {
 	dec := open(t, "vpcflow", nil, Deps{})
 	var d Doc
@@ -92,8 +93,8 @@ func TestVPCFlowHeaders(t *testing.T) {
 		if err := begin(dec, "", nil); err != nil {
 			t.Fatal(err)
 		}
-		if err := dec.Decode([]byte(flowLine), &d); err != nil || d.Account != "123456789012" {
-			t.Fatalf("%v, %s", err, d.Body)
+		if err := dec.Decode([]byte(flowLine), &d); err != nil || d.Account != "123456789012" || d.Type != "cloud.aws.vpc.flow" {
+			t.Fatalf("%v, %s, %s", err, d.Type, d.Body)
 		}
 	}
 }
