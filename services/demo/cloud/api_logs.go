@@ -494,11 +494,10 @@ func (s *logsAPI) cut(g *logGroup, limit int, position string, match func(*logRe
 		if e.ingested > now || after != nil && e.compare(after) <= 0 || !match(e) {
 			continue
 		}
-		if n := len(e.message) + logOverhead; len(events) > 0 && (len(events) == limit || size+n > maxLogPageBytes) {
-			last := events[len(events)-1]
+		size += len(e.message) + logOverhead
+		if n := len(events); n > 0 && (n == limit || size > maxLogPageBytes) {
+			last := events[n-1]
 			return events, fmt.Sprintf("%d/%d/%s", last.timestamp, last.ingested, last.id)
-		} else {
-			size += n
 		}
 		events = append(events, e)
 	}

@@ -203,7 +203,7 @@ func (s *metricsAPI) refuse(w http.ResponseWriter, _ *http.Request, e *apiError)
 	h.Set("Smithy-Protocol", "rpc-v2-cbor")
 	h.Set("X-Amzn-Query-Error", cmp.Or(e.query, e.code)+";"+who)
 	w.WriteHeader(e.status)
-	_, _ = w.Write(cbor.Encode(cbor.Map{ //nolint:gosec // CBOR for a client that left or not
+	_, _ = w.Write(cbor.Encode(cbor.Map{
 		"__type": cbor.String("com.amazonaws.cloudwatch#" + e.code), "message": cbor.String(e.message),
 	}))
 }

@@ -28,9 +28,9 @@ type watched struct {
 	guard   *guardduty.Client
 }
 
-func watch(t *testing.T, o cloud.Options) watched {
+func watch(t *testing.T) watched {
 	t.Helper()
-	f := start(t, o)
+	f := start(t, cloud.Options{})
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
 	cfg := aws.Config{
@@ -50,7 +50,7 @@ func wantCode(t *testing.T, what string, err error, code string) {
 
 // covers: F-16, DEV-109: pages, order, late events, streams without events, limits.
 func TestLogsAPI(t *testing.T) {
-	w, ctx, now := watch(t, cloud.Options{}), t.Context(), time.Now()
+	w, ctx, now := watch(t), t.Context(), time.Now()
 	for i := range 60 {
 		if err := w.CreateLogGroup("", fmt.Sprintf("/app/%02d", i)); err != nil {
 			t.Fatal(err)
@@ -127,7 +127,7 @@ func TestLogsAPI(t *testing.T) {
 
 // A page of FilterLogEvents holds 1 MiB at most.
 func TestLogPageBytes(t *testing.T) {
-	w, now := watch(t, cloud.Options{}), time.Now()
+	w, now := watch(t), time.Now()
 	for i := range 6 {
 		if err := w.PutLogEvents("", "g", "s", cloud.LogEvent{Time: now.Add(time.Duration(i)), Message: strings.Repeat("x", 250<<10)}); err != nil {
 			t.Fatal(err)
@@ -149,7 +149,7 @@ func dataQuery(id string, m cloud.Metric, period int32, stat string) cwtypes.Met
 
 // covers: F-17, DEV-16: what is listed, statistics of a period, late points, pages, limits.
 func TestMetricsAPI(t *testing.T) {
-	w, ctx := watch(t, cloud.Options{}), t.Context()
+	w, ctx := watch(t), t.Context()
 	end := time.Now().Truncate(time.Hour)
 	cpu := cloud.Metric{Namespace: "AWS/EC2", Name: "CPUUtilization", Dimensions: map[string]string{"InstanceId": "i-0"}}
 	old := cloud.Metric{Namespace: "AWS/EC2", Name: "DiskReadOps"}
@@ -221,7 +221,7 @@ func TestMetricsAPI(t *testing.T) {
 
 // covers: F-13: criteria, sort, pages by position, the finding as it is stored.
 func TestGuardDutyAPI(t *testing.T) {
-	w, ctx := watch(t, cloud.Options{}), t.Context()
+	w, ctx := watch(t), t.Context()
 	w.CreateDetector("", "d0")
 	put := func(id string, minute int) {
 		doc := fmt.Sprintf(`{"schemaVersion":"2.0","id":%q,"severity":2.50,"unknown":{"a":1e3},"updatedAt":"2026-01-05T10:%02d:00.000Z","service":{"archived":false}}`, id, minute)

@@ -366,7 +366,7 @@ func TestLogsDeniedRegion(t *testing.T) {
 // overlap is in a window that is read after it has arrived.
 func TestLogWindows(t *testing.T) {
 	for seed := range uint64(300) {
-		r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test
+		r := rand.New(rand.NewPCG(seed, 1))
 		cfg := defaultCloudWatchLogs()
 		cfg.Overlap = time.Duration(r.IntN(300)) * time.Second
 		cfg.Slice = time.Duration(1+r.IntN(120)) * time.Minute

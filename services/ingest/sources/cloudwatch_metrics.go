@@ -437,7 +437,7 @@ func (r *metricReader) window(ctx context.Context, w metricWindow) error {
 }
 
 func (r *metricReader) batch(ctx context.Context, w metricWindow, batch []metricQuery) error {
-	period := int32(r.cfg.RequestPeriod) //nolint:gosec // a day at most
+	period := int32(r.cfg.RequestPeriod)
 	in := &cloudwatch.GetMetricDataInput{
 		StartTime: aws.Time(time.Unix(w.from, 0)), EndTime: aws.Time(time.Unix(w.to, 0)), ScanBy: types.ScanByTimestampAscending,
 		MaxDatapoints: aws.Int32(pagePoints), MetricDataQueries: make([]types.MetricDataQuery, len(batch)),
@@ -561,7 +561,7 @@ func appendNumber(dst []byte, f float64) []byte {
 // point is the id of a data point, for pointSet.
 func (q *metricQuery) point(at time.Time) messages.ID {
 	var unix [8]byte
-	binary.BigEndian.PutUint64(unix[:], uint64(at.Unix())) //nolint:gosec // the bits, whatever the sign
+	binary.BigEndian.PutUint64(unix[:], uint64(at.Unix()))
 	return messages.NewID(q.series.id[:], []byte(q.stat), unix[:])
 }
 
