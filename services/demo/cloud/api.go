@@ -151,7 +151,7 @@ func (c *Cloud) serveAPI(w http.ResponseWriter, r *http.Request, a api, op strin
 	}
 	w.Header().Set("Content-Type", raw.contentType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(raw.body)))
-	_, _ = w.Write(raw.body) //nolint:gosec // JSON for a client that left or not: it asks again
+	_, _ = w.Write(raw.body) // for a client that left or not: it asks again
 }
 
 // signature returns the parts of the credential scope. Whether the signature is

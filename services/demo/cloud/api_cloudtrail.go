@@ -15,7 +15,7 @@ import (
 )
 
 func init() {
-	registerAPI(func(c *Cloud) api { return &CloudTrail{cloud: c, regions: map[string][]TrailEvent{}} })
+	registerAPI(func(c *Cloud) api { return &EventHistory{cloud: c, regions: map[string][]TrailEvent{}} })
 }
 
 // trailDays is how far back LookupEvents looks.
@@ -24,9 +24,9 @@ const trailDays = 90
 // trailPage is the most events of one answer, and the default.
 const trailPage = 50
 
-// CloudTrail is the event history of the account: LookupEvents.
+// EventHistory is that of the account in CloudTrail: LookupEvents.
 // Source: AWS CloudTrail API Reference, LookupEvents; formats F-10.
-type CloudTrail struct {
+type EventHistory struct {
 	cloud *Cloud
 
 	mu      sync.Mutex
@@ -66,10 +66,10 @@ type TrailEvent struct {
 }
 
 // CloudTrail is the event history of the account.
-func (c *Cloud) CloudTrail() *CloudTrail { return apiOf[*CloudTrail](c) }
+func (c *Cloud) CloudTrail() *EventHistory { return apiOf[*EventHistory](c) }
 
 // Add puts events into the history of a region.
-func (t *CloudTrail) Add(region string, events ...TrailEvent) {
+func (t *EventHistory) Add(region string, events ...TrailEvent) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	list := append(t.regions[region], events...)
@@ -81,36 +81,36 @@ func (t *CloudTrail) Add(region string, events ...TrailEvent) {
 }
 
 // ExpireTokens ends all page tokens that were given out.
-func (t *CloudTrail) ExpireTokens() {
+func (t *EventHistory) ExpireTokens() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.epoch++
 }
 
 // Limit has more than rate requests a second and region throttled; 0 ends that.
-func (t *CloudTrail) Limit(rate float64) {
+func (t *EventHistory) Limit(rate float64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.rate, t.next = rate, map[string]time.Time{}
 }
 
 // PageSize bounds the events of one answer below what is asked for; 0 ends that.
-func (t *CloudTrail) PageSize(n int) {
+func (t *EventHistory) PageSize(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.most = n
 }
 
 // Windows returns what was asked for, in order, without the further pages.
-func (t *CloudTrail) Windows() []TrailWindow {
+func (t *EventHistory) Windows() []TrailWindow {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Clone(t.windows)
 }
 
-func (t *CloudTrail) scope() string { return "cloudtrail" }
+func (t *EventHistory) scope() string { return "cloudtrail" }
 
-func (t *CloudTrail) operation(r *http.Request) string {
+func (t *EventHistory) operation(r *http.Request) string {
 	target := r.Header.Get("X-Amz-Target")
 	op, ok := strings.CutPrefix(target, "CloudTrail_20131101.")
 	if !ok {
@@ -148,7 +148,7 @@ type trailEntry struct {
 	CloudTrailEvent string   `json:",omitempty"`
 }
 
-func (t *CloudTrail) serve(_ context.Context, call *apiCall) (any, *apiError) {
+func (t *EventHistory) serve(_ context.Context, call *apiCall) (any, *apiError) {
 	bad := func(code, message string) (any, *apiError) {
 		return nil, &apiError{status: http.StatusBadRequest, code: code, message: message}
 	}
@@ -223,7 +223,7 @@ type trailToken struct {
 }
 
 // position reads a page token.
-func (t *CloudTrail) position(token string, w TrailWindow) (int, *apiError) {
+func (t *EventHistory) position(token string, w TrailWindow) (int, *apiError) {
 	if token == "" {
 		return 0, nil
 	}
@@ -239,7 +239,7 @@ func (t *CloudTrail) position(token string, w TrailWindow) (int, *apiError) {
 }
 
 // page collects one answer. t.mu is held.
-func (t *CloudTrail) page(w TrailWindow, match func(TrailEvent) bool, skip, size int) trailAnswer {
+func (t *EventHistory) page(w TrailWindow, match func(TrailEvent) bool, skip, size int) trailAnswer {
 	answer := trailAnswer{Events: []trailEntry{}}
 	n := 0
 	for _, e := range t.regions[w.Region] {

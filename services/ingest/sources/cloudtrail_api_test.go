@@ -96,7 +96,10 @@ func idsOf(t testing.TB, records []string) []string {
 	return slices.Compact(ids)
 }
 
-func (h *history) ids(t testing.TB) []string { return idsOf(t, h.server.stored(t).records) }
+func (h *history) ids(t testing.TB) []string {
+	t.Helper()
+	return idsOf(t, h.server.stored(t).records)
+}
 
 // covers: SYS-9, DEV-14, DEV-71, DEV-72, DEV-91, DEV-92, F-10, LIM-7: the slots of
 // two regions are read page by page by two replicas, each event once, and not

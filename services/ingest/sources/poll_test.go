@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
@@ -470,10 +469,56 @@ func TestPollTicks(t *testing.T) {
 	}
 }
 
-// httpAnswers serves f, for pollers of webhooks.
-func httpAnswers(t testing.TB, f http.HandlerFunc) string {
-	t.Helper()
-	s := httptest.NewServer(f)
-	t.Cleanup(s.Close)
-	return s.URL
+// covers: DEV-85, DEV-87, DEV-88, DEV-89, DEV-93, DEV-94: what a pull came to is in one line, and
+// the set-up in another.
+func TestPollStatistics(t *testing.T) {
+	t.Parallel()
+	server := newPollServer(t)
+	log := newLines()
+	deps := server.deps(t, "a")
+	deps.Log = slog.New(log)
+	s, err := openPoller(deps, fastPoll(), &counter{shards: 1, numbers: 20, page: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin(t, s)
+	eventually(t, "the line is there", func() bool {
+		return len(log.with("level=INFO", "pull done", `shard="shard 0"`, "responses=3 ", "pages=3 ", "records=20 ", "generated=20 ", "dropped=0 ",
+			"other_region=0 ", "bytes=", "elapsed_seconds=", "avg_ms_per_record=", "wait_seconds=")) == 1
+	})
+	if n := len(log.with("level=INFO", "the source is set up", "shards=1", "period=1s")); n != 1 {
+		t.Errorf("%d lines on the set-up", n)
+	}
+}
+
+// covers: DEV-89, DEV-90: after a pull that took longer than the period the next one begins at
+// once, with a warning; else at the next tick.
+func TestPollLate(t *testing.T) {
+	log := newLines()
+	s := &polling{
+		cfg: PollConfig{Period: time.Minute}, deps: Deps{Name: "late"}, log: slog.New(log), health: newPollHealth("late", pollLog()),
+		replan: make(chan struct{}, 1),
+	}
+	for _, tc := range []struct {
+		took time.Duration
+		late bool
+	}{{59 * time.Second, false}, {61 * time.Second, true}} {
+		x := &turn{shard: shard{name: "x"}, working: true}
+		s.settle(t.Context(), ended{turn: x, took: tc.took})
+		if now := !x.next.at.After(time.Now()); now != tc.late || x.working {
+			t.Errorf("after %v the next pull begins at %v", tc.took, x.next.at)
+		}
+		if warned := len(log.with("level=WARN", "took longer than the period")) > 0; warned != tc.late {
+			t.Errorf("after %v: warned %v", tc.took, warned)
+		}
+	}
+	// A piece of work that has an end is not pulled again, and a failed one is.
+	x := &turn{shard: shard{name: "slot", once: true}, working: true}
+	s.settle(t.Context(), ended{turn: x, err: errors.New("no")})
+	if x.done || !x.next.at.After(time.Now()) {
+		t.Errorf("after an error: %+v", x)
+	}
+	if s.settle(t.Context(), ended{turn: x}); !x.done {
+		t.Error("a slot that was read is read again")
+	}
 }

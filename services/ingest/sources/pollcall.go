@@ -59,8 +59,7 @@ func (c *caller) call(ctx context.Context, to target, f func(ctx context.Context
 	budget := c.s.deps.Bus.Budget(cmp.Or(c.s.cfg.Account, c.s.cfg.who)+"|"+to.region+"|"+limit, rate)
 	var again backoff
 	for attempt := 1; ; attempt++ {
-		// Not ctx: that one goes on for a while when the source stops.
-		if err := budget.Take(c.stopping); err != nil {
+		if err := budget.Take(c.stopping); err != nil { //nolint:contextcheck // ctx goes on for a while when the source stops, and waiting should not
 			return err
 		}
 		err := c.once(ctx, to, f)
@@ -75,7 +74,7 @@ func (c *caller) call(ctx context.Context, to target, f func(ctx context.Context
 			wait = max(wait, retryAfter(err))
 			if attempt < most {
 				mPollThrottled.WithLabelValues(c.s.deps.Name, to.api).Inc()
-				if err := budget.Close(c.stopping, wait); err != nil {
+				if err := budget.Close(c.stopping, wait); err != nil { //nolint:contextcheck // ctx goes on for a while when the source stops, and waiting should not
 					return err
 				}
 				continue // the budget is the pause
@@ -86,8 +85,8 @@ func (c *caller) call(ctx context.Context, to target, f func(ctx context.Context
 		if attempt >= most {
 			return err
 		}
-		if !pause(c.stopping, max(wait, retryAfter(err))) {
-			return context.Cause(c.stopping)
+		if !pause(c.stopping, max(wait, retryAfter(err))) { //nolint:contextcheck // ctx goes on for a while when the source stops, and waiting should not
+			return context.Cause(c.stopping) //nolint:contextcheck // ctx goes on for a while when the source stops, and waiting should not
 		}
 	}
 }
