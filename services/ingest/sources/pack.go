@@ -240,12 +240,13 @@ func (k *packer) message(o *parcel) (topology.Message, []*messages.Fact) {
 	}
 	fetched.Pull = origin.GetPull()
 	o.frame.Origin(origin)
-	return topology.Message{
-			Subject: topology.RecordSubject(origin.GetSource()), ID: hex.EncodeToString(origin.GetPull()) + "/0", Data: o.frame.Encode(nil),
-		}, []*messages.Fact{
-			{Kind: &messages.Fact_Announced{Announced: announced}},
-			{Kind: &messages.Fact_Fetched{Fetched: fetched}},
-		}
+	m := topology.Message{
+		Subject: topology.RecordSubject(origin.GetSource()), ID: hex.EncodeToString(origin.GetPull()) + "/0", Data: o.frame.Encode(nil),
+	}
+	return m, []*messages.Fact{
+		{Kind: &messages.Fact_Announced{Announced: announced}},
+		{Kind: &messages.Fact_Fetched{Fetched: fetched}},
+	}
 }
 
 // storeAlone stores each message by itself.
