@@ -202,6 +202,7 @@ func TestApplyIsRepeatableAndTellsDifferences(t *testing.T) {
 	}
 }
 
+// covers: DEV-125
 func TestFlowSharesTheWholeBudget(t *testing.T) {
 	sum := int64(0)
 	for _, s := range Flow {

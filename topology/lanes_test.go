@@ -87,6 +87,7 @@ func publish(t testing.TB, b *Bus, ms ...Message) {
 
 // Every event is live once, across restarts and hand-overs of the lanes; the
 // window comes back from SEEN and the tail of UNIQUE.
+// covers: DEV-52
 func TestLanesPassEachEventOnceAcrossRestarts(t *testing.T) {
 	b := testBus(t, Limits{Lanes: 2})
 	const frames, each = 20, 50

@@ -249,7 +249,7 @@ func pack(tb testing.TB, parts ...string) []byte {
 
 func trail(records ...string) string { return `{"Records":[` + strings.Join(records, ",") + `]}` }
 
-// covers: F-0 (limits, gzip by bytes, a bad record never fails its object), F-6
+// covers: OPC-2, F-0 (limits, gzip by bytes, a bad record never fails its object), F-6
 // (skips, missing object), F-9 (digests); pains 3, 4, 8, 21, 22.
 func TestObjects(t *testing.T) {
 	const a, b, c = `{"eventVersion":"1","eventID":"a"}`, `{"eventVersion":"1","eventID":"b"}`, `{"eventVersion":"1","eventID":"c"}`
@@ -490,7 +490,7 @@ func TestNotices(t *testing.T) {
 	}
 }
 
-// What S3 refuses. covers: F-6 (missing object), pain 18.
+// What S3 refuses. covers: DEV-111, DEV-112, F-6 (missing object), pain 18.
 func TestRefusals(t *testing.T) {
 	tests := []struct {
 		name    string

@@ -172,7 +172,7 @@ var doctored = map[string]string{
 
 // With the policy that is shipped each kind of source works; without any one of its
 // actions the doctor says which one is missing, and on what.
-// covers: DEV-39, DEV-40, DEV-41, DEV-42, DEV-43, DEV-44
+// covers: DEV-83, DEV-140, DEV-39, DEV-40, DEV-41, DEV-42, DEV-43, DEV-44
 func TestDoctorNamesWhatIsMissing(t *testing.T) {
 	w := newWard(t)
 	w.fill(t)

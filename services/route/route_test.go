@@ -252,6 +252,7 @@ func TestSampling(t *testing.T) {
 	}
 }
 
+// covers: VOI-33, OPC-27
 func TestMaskedFrame(t *testing.T) {
 	r := routeOf(t, Rule{Name: "names", Where: `event.doc.n < 15`, Mask: &Mask{Fields: []string{"userIdentity.userName"}, Method: Hash, Key: config.NewSecret(testKey)}})
 	out, fact := run(t, r, frameOf(t, 20, 3))

@@ -183,6 +183,7 @@ func TestLanesMoveToTheOtherReplica(t *testing.T) {
 
 // S3 answers 500 and 503 and cuts bodies, SQS doubles, reorders and fails, the
 // sink answers 429 and 500, cuts and hangs.
+// covers: VOI-30, VOI-28
 func TestEverythingOutsideMisbehaves(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed(t), 4))
 	objects := 50

@@ -63,6 +63,7 @@ func settled(t *testing.T, url string) map[string]any {
 
 // All stages in one process and six processes over a NATS server do the same:
 // every event once, counted, with nothing left in the queue.
+// covers: DEV-1, DEV-51, VOI-31
 func TestObjectsReachTheSink(t *testing.T) {
 	for _, mode := range []string{"all in one", "six processes"} {
 		t.Run(mode, func(t *testing.T) {
@@ -106,6 +107,7 @@ func startSix(t *testing.T, w *harness.World) string {
 
 // A restart in the middle, in order, loses and doubles nothing, and ends with
 // exit code 0.
+// covers: DEV-114, DEV-138
 func TestRestartGoesOn(t *testing.T) {
 	w := harness.NewWorld(t, nil)
 	set := trail(2, 10, 1000)
@@ -124,6 +126,7 @@ func TestRestartGoesOn(t *testing.T) {
 
 // A destination that is down for long and a small disk: the bus fills, ingest
 // stops receiving, memory stays flat, and all flows again when it returns.
+// covers: LIM-13, DEV-144
 func TestBackpressureReachesTheQueue(t *testing.T) {
 	w := harness.NewWorld(t, nil)
 	w.Disk = "64MiB"
@@ -332,6 +335,7 @@ func TestOneTraceThroughAllStages(t *testing.T) {
 
 // SIGTERM while nothing flows ends the process quickly, with exit code 0; a
 // wrong configuration is exit code 2.
+// covers: DEV-140
 func TestExitCodes(t *testing.T) {
 	w := harness.NewWorld(t, nil)
 	p := w.RunAll()

@@ -57,7 +57,7 @@ func once(t *testing.T, bus *topology.Bus, n int) {
 // in part, and with broken ones among them: each good event arrives once, each bad
 // message is in quarantine with its own id, the books balance, and the ledger knows
 // every message by its id.
-// covers: F-0, F-1, F-5, VOI-5
+// covers: VOI-28, CEN-21, F-0, F-1, F-5, VOI-5
 func TestEventsInMessages(t *testing.T) {
 	w := voiceWorld(t)
 	var n atomic.Int64

@@ -14,6 +14,7 @@ import (
 // trailEvent has the size and the shape of a usual CloudTrail event.
 var trailEvent = `{"eventVersion":"1.08","userIdentity":{"type":"AssumedRole","principalId":"AROAEXAMPLE:session","arn":"arn:aws:sts::123456789012:assumed-role/Example/session","accountId":"123456789012","accessKeyId":"ASIAEXAMPLE","sessionContext":{"sessionIssuer":{"type":"Role","principalId":"AROAEXAMPLE","arn":"arn:aws:iam::123456789012:role/Example","accountId":"123456789012","userName":"Example"},"webIdFederationData":{},"attributes":{"creationDate":"2026-01-05T10:00:00Z","mfaAuthenticated":"false"}}},"eventTime":"2026-01-05T10:11:12Z","eventSource":"s3.amazonaws.com","eventName":"GetObject","awsRegion":"eu-west-1","sourceIPAddress":"192.0.2.10","userAgent":"[aws-sdk-go-v2/1.30]","requestParameters":{"bucketName":"example-bucket","Host":"example-bucket.s3.eu-west-1.amazonaws.com","key":"` + strings.Repeat("some/long/key/", 20) + `"},"responseElements":null,"additionalEventData":{"SignatureVersion":"SigV4","CipherSuite":"TLS_AES_128_GCM_SHA256","bytesTransferredIn":0,"AuthenticationMethod":"AuthHeader","x-amz-id-2":"abcdefghijklmnopqrstuvwxyz","bytesTransferredOut":1234},"requestID":"ABCDEF0123456789","eventID":"11111111-2222-3333-4444-555555555555","readOnly":true,"eventType":"AwsApiCall","managementEvent":false,"recipientAccountId":"123456789012","eventCategory":"Data"}`
 
+// covers: LIM-26
 func TestFormats(t *testing.T) {
 	events := []*Event{
 		event(1, `{"a":1}`),

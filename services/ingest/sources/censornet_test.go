@@ -122,7 +122,7 @@ func openHook(t testing.TB, deps Deps, cfg CensornetConfig) Source {
 	return s
 }
 
-// covers: CEN-1, CEN-9, CEN-12, CEN-13, CEN-16, CEN-20, F-4: an array, rows one
+// covers: CEN-14, CEN-1, CEN-9, CEN-12, CEN-13, CEN-16, CEN-20, F-4: an array, rows one
 // after the other, a single object, with and without compression, the key in the
 // query or a header; each row once, and the key in no log line.
 func TestCensornetShapes(t *testing.T) {
@@ -410,7 +410,7 @@ func (o *heapOutbox) Flush(context.Context) error {
 	return nil
 }
 
-// covers: DEV-148, CEN-6, CEN-13.
+// covers: CEN-11, DEV-148, CEN-6, CEN-13.
 func TestCensornetConfig(t *testing.T) {
 	bad := defaultCensornet()
 	bad.URL, bad.KeyIn, bad.KeyName = "http://logs.example.org/x?key=1", "body", "a key"

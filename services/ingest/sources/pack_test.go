@@ -67,7 +67,7 @@ func numbered(n int) (bodies []string) {
 	return bodies
 }
 
-// covers: F-5 (delete only after the publish ack), VOI-5. Messages of several
+// covers: CEN-21, LIM-4, F-5 (delete only after the publish ack), VOI-5. Messages of several
 // receive calls share a frame, and are deleted ten at a time once it is stored.
 func TestMessagesShareFrames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -248,7 +248,7 @@ func TestFrameNotStored(t *testing.T) {
 	})
 }
 
-// covers: DEV-48. Of a message group nothing overtakes a message that failed.
+// covers: VOI-28, LIM-10, DEV-48. Of a message group nothing overtakes a message that failed.
 func TestGroupOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newEventQueue(`{"a":1}`, `{"panic":"a2"}`, `{"a":3}`, `{"b":1}`, `{"b":2}`)

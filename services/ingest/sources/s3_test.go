@@ -231,6 +231,7 @@ func TestListingGoesOn(t *testing.T) {
 }
 
 // Objects of the look-back are known to the next process too.
+// covers: DEV-120
 func TestListingRemembersOverARestart(t *testing.T) {
 	s := newShelf(t)
 	s.put(t, time.Now(), "a", "b")

@@ -384,7 +384,7 @@ func (r *rig) expect(t *testing.T, name string, m prometheus.Metric, want float6
 	}
 }
 
-// covers: F-5 (delete only after the publish ack), pain 2, 5, 7, LIM-11.
+// covers: VOI-2, F-5 (delete only after the publish ack), pain 2, 5, 7, LIM-11.
 func TestDeletedOnlyWhenStored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newFakeQueue(
@@ -581,7 +581,7 @@ func TestRedelivered(t *testing.T) {
 	})
 }
 
-// covers: DEV-161.
+// covers: DEV-E48, DEV-161.
 func TestAccessDeniedAndBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newFakeQueue(s3Event(created("logs", "a")))
@@ -942,6 +942,7 @@ type sourceEntry struct {
 
 func (sourceEntry) Kinds() config.Kinds { return Catalog }
 
+// covers: DEV-8
 func TestYAML(t *testing.T) {
 	parse := func(text string) (SQSConfig, error) {
 		var file struct {

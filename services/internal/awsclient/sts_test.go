@@ -65,7 +65,7 @@ func policy(statements ...*Statement) string {
 
 // Each identity reads an encrypted object with the permissions of its last role,
 // and with nothing else.
-// covers: DEV-33, DEV-35, DEV-36, DEV-37, DEV-63
+// covers: LIM-28, DEV-33, DEV-35, DEV-36, DEV-37, DEV-63
 func TestIdentitiesRead(t *testing.T) {
 	dir := isolate(t)
 	token := write(t, dir, "token", "a.b.c")

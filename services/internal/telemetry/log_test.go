@@ -113,7 +113,7 @@ func (w within) WithGroup(name string) slog.Handler {
 
 func (w within) WithAttrs(a []slog.Attr) slog.Handler { return within{w.Handler.WithAttrs(a), w.ctx} }
 
-// covers: DEV-137
+// covers: DEV-79, LIM-14, DEV-137
 func TestLevelIsSwitchedWhileRunning(t *testing.T) {
 	otelEnv(t)
 	tel, out := setup(t, func(c *Config) { c.LogLevel = "Error" })

@@ -20,6 +20,7 @@ import (
 // Every format has cases: <case>.in is an object as fetched, <case>.yaml, where
 // there is one, the source's format setting, <case>.key the key, <case>.want what
 // becomes of the records.
+// covers: DEV-6, LIM-8, LIM-9, CEN-24
 func TestGolden(t *testing.T) {
 	for _, name := range Names() {
 		cases, _ := filepath.Glob("testdata/" + name + "/*.in")

@@ -35,7 +35,7 @@ const (
 
 // The table that each source had with Devo's collector, without auto_event_type and
 // with it.
-// covers: DEV-11, DEV-12, DEV-13, DEV-15, DEV-16, DEV-18, DEV-20, DEV-21, DEV-22, DEV-24, DEV-66, F-22
+// covers: DEV-5, DEV-11, DEV-12, DEV-13, DEV-15, DEV-16, DEV-18, DEV-20, DEV-21, DEV-22, DEV-24, DEV-66, F-22
 func TestTables(t *testing.T) {
 	tests := []struct{ format, rec, plain, auto string }{
 		{"eventbridge", ebRecord, "cloud.aws.cloudwatch.events", "cloud.aws.cloudwatch.ssm"},
