@@ -512,9 +512,13 @@ func (s *httpSource) Run(ctx context.Context) error {
 	if server.Shutdown(work) != nil {
 		_ = server.Close()
 	}
-	h.storing.Wait() // what is stored after its sender was answered
+	h.serving.Lock()   // a cut connection does not end its handler at once
+	h.serving.Unlock() //nolint:staticcheck // nothing is guarded, only waited for
+	h.storing.Wait()   // what is stored after its sender was answered
 	if err == nil {
-		<-served
+		if served := <-served; !errors.Is(served, http.ErrServerClosed) {
+			err = errHTTPServe.New(served, "serve %s for source %s", s.cfg.Address, s.deps.Name)
+		}
 	}
 	if h.lost.Load() > 0 && errors.Is(context.Cause(work), errDrain) {
 		return errors.Join(err, context.Cause(work))

@@ -49,8 +49,10 @@ func TestHECAnswers(t *testing.T) {
 		{"several in a row", event, two, nil, 200, 0, "Success", -1, []string{`{"event":"a"}`, `{"event":{"b":1}}`}},
 		{"several on lines", event, "{\"event\":1}\r\n\n{\"event\":[2]}\n", nil, 200, 0, "Success", -1, []string{`{"event":1}`, `{"event":[2]}`}},
 		{"an array", event, `[{"event":1},{"event":2}]`, nil, 200, 0, "Success", -1, []string{`{"event":1}`, `{"event":2}`}},
-		{"all fields", event, `{"time":1433188255.500,"host":"h","source":"s","sourcetype":"t","index":"i","event":"x","fields":{"a":"b","c":["d"],"e":1}}`, nil, 200, 0, "Success", -1,
-			[]string{`{"time":1433188255.500,"host":"h","source":"s","sourcetype":"t","index":"i","event":"x","fields":{"a":"b","c":["d"],"e":1}}`}},
+		{
+			"all fields", event, `{"time":1433188255.500,"host":"h","source":"s","sourcetype":"t","index":"i","event":"x","fields":{"a":"b","c":["d"],"e":1}}`, nil, 200, 0, "Success", -1,
+			[]string{`{"time":1433188255.500,"host":"h","source":"s","sourcetype":"t","index":"i","event":"x","fields":{"a":"b","c":["d"],"e":1}}`},
+		},
 		{"gzip", event, zipped(t, good), []string{"Content-Encoding", "gzip"}, 200, 0, "Success", -1, []string{good}},
 		{"token as a password", event, good, []string{"Authorization", "Basic " + basic}, 200, 0, "Success", -1, []string{good}},
 
@@ -274,7 +276,7 @@ func FuzzHTTPBodies(f *testing.F) {
 		if err != nil {
 			return // a header that no client sends
 		}
-		defer resp.Body.Close() //nolint:errcheck // only read
+		defer resp.Body.Close()
 		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 			t.Fatal(err)
 		}

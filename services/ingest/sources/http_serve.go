@@ -137,6 +137,8 @@ type httpHandler struct {
 	s *httpSource
 	// work outlives the run by the drain.
 	work context.Context //nolint:containedctx // requests end with the run, not with their senders
+	// serving is held by each request while it is answered.
+	serving sync.RWMutex
 	// storing waits for what the bus stores, lost counts what it did not.
 	storing sync.WaitGroup
 	lost    atomic.Int64
@@ -144,6 +146,8 @@ type httpHandler struct {
 
 // ServeHTTP implements http.Handler.
 func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.serving.RLock()
+	defer h.serving.RUnlock()
 	x := &httpExchange{h: h, w: w, r: r, began: time.Now(), ip: h.s.addressOf(r), label: "none"}
 	rest := ""
 	x.e, rest, x.token = h.s.find(r.URL.Path)

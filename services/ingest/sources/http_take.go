@@ -92,7 +92,6 @@ type httpLoad struct {
 type httpPiece struct {
 	data    []byte
 	records int
-	first   uint64
 }
 
 // httpBadRecord is a span that is no record.

@@ -152,7 +152,7 @@ func (r *httpRig) sendFrom(body io.Reader, method, path string, header ...string
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
 		r.t.Fatal(err)
@@ -914,7 +914,7 @@ func TestSlowSenders(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close() //nolint:errcheck // only read
+		defer c.Close()
 		if _, err := io.WriteString(c, text); err != nil {
 			t.Fatal(err)
 		}
@@ -1072,7 +1072,8 @@ func TestHTTPConfigValidate(t *testing.T) {
 		}
 	}
 	for _, e := range []HTTPEndpoint{
-		{Kind: "x", OnBad: BadAccept, Path: "/in", SuccessStatus: 200}, httpAt(HTTPJSON, ""), httpAt(HTTPJSON, "in"), httpAt(HTTPJSON, "/a//b"),
+		{Kind: "x", OnBad: BadAccept, Path: "/in", SuccessStatus: 200},
+		httpAt(HTTPJSON, ""), httpAt(HTTPJSON, "in"), httpAt(HTTPJSON, "/a//b"),
 		httpAt(HTTPJSON, "/a/../b"), httpAt(HTTPJSON, "/{token}/{token}"), httpAt(HTTPJSON, "/a?b"), httpAt(HTTPForm, "/x{token}"),
 	} {
 		if e.Validate() == nil {

@@ -141,7 +141,7 @@ func TestHTTPTLS(t *testing.T) {
 		if err != nil {
 			return 0, "", err
 		}
-		defer resp.Body.Close() //nolint:errcheck // not read
+		defer resp.Body.Close()
 		if resp.ProtoMajor != 2 {
 			t.Errorf("spoke %s", resp.Proto)
 		}
