@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -255,12 +256,12 @@ func TestGroupOrder(t *testing.T) {
 		for i, m := range q.waiting {
 			m.group = "aaabb"[i : i+1]
 		}
-		fails := true
+		var mended atomic.Bool
 		r := run(t, q, newGate(true), func(c *SQSConfig, d *Deps) {
 			events(c, d)
 			c.QueueURL += ".fifo"
 			d.Choose = func(configured, key string, head []byte) (string, framing.Framing, string) {
-				if fails && strings.Contains(string(head), "panic") {
+				if !mended.Load() && strings.Contains(string(head), "panic") {
 					panic("x")
 				}
 				return chooseAuto(configured, key, head)
@@ -273,7 +274,7 @@ func TestGroupOrder(t *testing.T) {
 		if all, visible := q.left(); all != 2 || visible != 0 {
 			t.Errorf("%d messages left, %d visible", all, visible)
 		}
-		fails = false
+		mended.Store(true)
 		pass(time.Minute)
 		ids, _ := frames(t, r.bus)
 		if all, _ := q.left(); all != 0 || !slices.Equal(ids[len(ids)-1], []string{uuidOf(1), uuidOf(2)}) {
