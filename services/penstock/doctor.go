@@ -52,7 +52,7 @@ func newDoctor() *cobra.Command {
 		Short: "Try every call that the configuration leads to, and name what is refused and the policy line to add",
 		Long: `Tries the bus, each source and each destination: every call that is made when
 penstock runs is made once, on the real queue, bucket, API and server. Nothing is
-changed: a message that is received is given back at once, and nothing is written.
+changed: a message that is received is given back at once, a file that is made is removed.
 
 What is refused is named with the resource and with the statement to add to the
 policy of the identity that penstock uses.
@@ -156,7 +156,7 @@ func lookAtServers(ctx context.Context, file File) []probe.Finding {
 		return []probe.Finding{probe.Error("connect", "bus.url", err)}
 	}
 	defer bus.Close()
-	all := []probe.Finding{probe.Good("connect", "bus.url", fmt.Sprintf("messages up to %s", size(uint64(max(0, bus.MaxPayload())))))} //nolint:gosec // not negative
+	all := []probe.Finding{probe.Good("connect", "bus.url", "messages up to "+size(uint64(max(0, bus.MaxPayload()))))}
 	diffs, err := bus.Diff(ctx, file.Bus.limits(file.Dedupe.Lanes))
 	if err != nil {
 		return append(all, probe.Error("streams", "", err))
@@ -180,7 +180,7 @@ func lookAtServers(ctx context.Context, file File) []probe.Finding {
 		all = append(all, probe.Good("streams", "", fmt.Sprintf("all %d are as configured", len(topology.Flow))))
 	}
 	if bus.MaxPayload() < leastPayload {
-		all = append(all, probe.Doubt("max_payload", "", "the server takes "+size(uint64(max(0, bus.MaxPayload())))+" a message", //nolint:gosec // not negative
+		all = append(all, probe.Doubt("max_payload", "", "the server takes "+size(uint64(max(0, bus.MaxPayload())))+" a message",
 			"set max_payload: 8MB in the server's configuration, see deploy/nats.conf: larger records go to quarantine"))
 	}
 	return all

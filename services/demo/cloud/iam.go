@@ -263,11 +263,9 @@ func (s *statement) applies(action, resource string, ctx map[string]string) bool
 	for operator, keys := range s.Condition {
 		for key, values := range keys {
 			have, there := ctx[key]
-			same := func(string) bool { return false }
+			same := func(want string) bool { return want == have }
 			if operator == "StringLike" {
 				same = func(want string) bool { return like(want, have) }
-			} else {
-				same = func(want string) bool { return want == have }
 			}
 			met := false
 			for _, v := range values {

@@ -227,8 +227,8 @@ func (s *s3Source) Run(ctx context.Context) error {
 
 // keep lists a prefix time and again while this replica has it.
 func (s *s3Source) keep(ctx, work context.Context, prefix string) error {
-	s.set(prefix, errListYet.New(nil, "list s3://%s/%s", s.cfg.Bucket, prefix))
-	defer s.set(prefix, nil)
+	_ = s.set(prefix, errListYet.New(nil, "list s3://%s/%s", s.cfg.Bucket, prefix))
+	defer func() { _ = s.set(prefix, nil) }()
 	var refused backoff
 	var p *lister
 	for ctx.Err() == nil {
@@ -242,14 +242,14 @@ func (s *s3Source) keep(ctx, work context.Context, prefix string) error {
 		}
 		switch {
 		case errors.Is(err, topology.ErrCursorMoved):
-			return nil //nolint:nilerr // another replica has the prefix; Share sees to it
+			return nil // another replica has the prefix; Share sees to it
 		case work.Err() != nil:
 			s.mu.Lock()
 			s.late = true
 			s.mu.Unlock()
 			return nil
 		case ctx.Err() != nil:
-			return nil //nolint:nilerr // asked to stop
+			return nil // asked to stop
 		case err != nil:
 			s.failed(ctx, prefix, err)
 			pause(ctx, refused.next())
@@ -411,8 +411,11 @@ func (p *lister) run(ctx, work context.Context) error {
 			if p.at.After > folder && !strings.HasPrefix(p.at.After, folder) {
 				continue
 			}
-			if err := p.list(ctx, work, folder); err != nil || ctx.Err() != nil {
+			if err := p.list(ctx, work, folder); err != nil {
 				return err
+			}
+			if ctx.Err() != nil {
+				return nil // asked to stop, after a page
 			}
 		}
 	}
@@ -487,7 +490,7 @@ func (p *lister) list(ctx, work context.Context, folder string) error {
 			}
 		}
 		if ctx.Err() != nil || !aws.ToBool(out.IsTruncated) || aws.ToString(out.NextContinuationToken) == "" {
-			return nil
+			return nil //nolint:nilerr // asked to stop, after a page
 		}
 		in.ContinuationToken = out.NextContinuationToken
 	}
@@ -529,7 +532,7 @@ func (p *lister) announce(ctx context.Context, objects []types.Object, now time.
 			verdict: object, bucket: s.cfg.Bucket, key: aws.ToString(o.Key), etag: strings.Trim(aws.ToString(o.ETag), `"`),
 			size: aws.ToInt64(o.Size), created: written.UnixNano(),
 		}
-		m := mark{id: messages.NewID([]byte(n.key), []byte(n.etag)), at: uint32(written.Unix())} //nolint:gosec // until 2106
+		m := mark{id: messages.NewID([]byte(n.key), []byte(n.etag)), at: uint32(written.Unix())} // until 2106
 		if p.seen.has(m) {
 			continue
 		}

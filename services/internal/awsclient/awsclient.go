@@ -42,7 +42,7 @@ var (
 		"check the profile, the shared AWS configuration files and the AWS_* environment variables")
 	errCAFile = fault.Define("aws.bad_ca_file", fault.Stop,
 		"set ca_file to a readable file with certificates in PEM form")
-	// NoRegion: there is none, and the call needs one.
+	// NoRegion means that a call needs a region and none is known.
 	NoRegion = fault.Define("aws.no_region", fault.Stop,
 		"set region, or the environment variable AWS_REGION, or a region in the profile")
 )
