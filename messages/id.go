@@ -36,9 +36,9 @@ func MessagePull(queue, messageID string, part int) []byte {
 	return NewPull("sqs", queue, messageID, strconv.Itoa(part))
 }
 
-// MessagesPull identifies several SQS messages whose records are one frame. ids are
+// BatchPull identifies several SQS messages whose records are one frame. ids are
 // as View.MessageIDs has them.
-func MessagesPull(queue string, ids []byte) []byte {
+func BatchPull(queue string, ids []byte) []byte {
 	id := NewID([]byte("sqs messages"), []byte(queue), ids)
 	return id[:]
 }

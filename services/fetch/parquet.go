@@ -300,7 +300,7 @@ func (p *parquetFile) next() (row []byte, err error) {
 	}
 	p.left--
 	row, err = p.row.next()
-	if err == errRowTooLarge { //nolint:errorlint // our own, never wrapped
+	if err == errRowTooLarge { // our own, never wrapped
 		p.rowSize = int64(len(p.row.buf))
 		err = p.row.drain()
 	}
@@ -429,7 +429,7 @@ func (p *parquetFile) load(c *parquetColumn, at int64) error {
 		if err = h.parse(head); err == nil {
 			break
 		}
-		if err != io.ErrUnexpectedEOF || int64(len(head)) == c.to-at || size > maxPageHeader { //nolint:errorlint // never wrapped
+		if err != io.ErrUnexpectedEOF || int64(len(head)) == c.to-at || size > maxPageHeader { // never wrapped
 			return fmt.Errorf("read a page header: %w", err)
 		}
 	}

@@ -73,7 +73,7 @@ func (t *thrift) fields(outer int, field func(id int, v int64)) error {
 			if err != nil {
 				return err
 			}
-			id = int(int16(v)) //nolint:gosec // that is its size
+			id = int(int16(v)) // that is its size
 		}
 		kind := b & 15
 		if outer < 100 && kind == thriftStruct && id >= 0 && id < 100 {
@@ -99,7 +99,7 @@ func (t *thrift) value(kind byte, number func(v int64)) error {
 		return nil
 	case thriftByte:
 		b, err := t.byte()
-		number(int64(int8(b))) //nolint:gosec // that is its size
+		number(int64(int8(b))) // that is its size
 		return err
 	case thriftI16, thriftI32, thriftI64:
 		v, err := t.varint()
@@ -200,7 +200,7 @@ func (t *thrift) uvarint() (uint64, error) {
 
 func (t *thrift) varint() (int64, error) {
 	v, err := t.uvarint()
-	return int64(v>>1) ^ -int64(v&1), err //nolint:gosec // zigzag
+	return int64(v>>1) ^ -int64(v&1), err // zigzag
 }
 
 func (t *thrift) skip(n uint64) error {
@@ -296,8 +296,9 @@ func knownCodec(c format.CompressionCodec) bool {
 	switch c {
 	case format.Uncompressed, format.Snappy, format.Gzip, format.Zstd:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // check checks the page with header h and that body.
@@ -396,7 +397,7 @@ func (p *pageChecker) unpack(codec format.CompressionCodec, b []byte, size int64
 	}
 	p.room(size)
 	n, err := io.ReadFull(r, p.buf[:size])
-	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF { //nolint:errorlint // as io.ReadFull says
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF { // as io.ReadFull says
 		return nil, err
 	}
 	if err == nil {
@@ -456,7 +457,7 @@ func checkDelta(h *pageHeader, raw []byte) error {
 	if err != nil {
 		return err
 	}
-	if block > 1<<16 || minis == 0 || minis > block || total > uint64(h.values) { //nolint:gosec // not negative
+	if block > 1<<16 || minis == 0 || minis > block || total > uint64(h.values) { // not negative
 		return errPage
 	}
 	return nil
@@ -468,7 +469,7 @@ func checkRuns(b []byte, width int, values int64) error {
 	if width > 32 {
 		return errPage
 	}
-	most := uint64(values) + 512 //nolint:gosec // not negative; groups of eight are filled up
+	most := uint64(values) + 512 // not negative; groups of eight are filled up
 	bytesOf := (width + 7) / 8
 	for sum := uint64(0); len(b) > 0; {
 		head, n := binary.Uvarint(b)
@@ -476,9 +477,9 @@ func checkRuns(b []byte, width int, values int64) error {
 			return errPage
 		}
 		b = b[n:]
-		count, size := head>>1, uint64(bytesOf) //nolint:gosec // small
+		count, size := head>>1, uint64(bytesOf) // small
 		if head&1 != 0 {
-			size = count * uint64(width) //nolint:gosec // small
+			size = count * uint64(width) // small
 			count *= 8
 		}
 		if sum += count; count > most || sum > most {

@@ -49,7 +49,7 @@ func together(t *testing.T, all ...letterOf) topology.In[messages.View] {
 			b.AddRecord([]byte(r))
 		}
 	}
-	b.Origin(&messages.Origin{Pull: messages.MessagesPull(testQueue, ids), Source: "voice", Queue: testQueue, Created: all[0].sent(), Received: 5})
+	b.Origin(&messages.Origin{Pull: messages.BatchPull(testQueue, ids), Source: "voice", Queue: testQueue, Created: all[0].sent(), Received: 5})
 	data := b.Encode(nil)
 	v, err := messages.DecodeFrame(data)
 	if err != nil {

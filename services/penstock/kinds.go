@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -83,7 +84,7 @@ func newKinds() []*cobra.Command {
 					if asJSON {
 						return writeJSON(out, k)
 					}
-					return k.print(cmd, g)
+					return k.print(cmd)
 				}
 				list := []kind{}
 				for _, name := range g.names() {
@@ -206,7 +207,7 @@ func keysOf(n node) ([]kindKey, error) {
 }
 
 // print writes k for people.
-func (k kind) print(cmd *cobra.Command, g group) error {
+func (k kind) print(cmd *cobra.Command) error {
 	out := cmd.OutOrStdout()
 	fmt.Fprintf(out, "%s\n\n", k.Doc)
 	if len(k.Keys) > 0 {
@@ -249,7 +250,7 @@ func (s *kindSample) print(cmd *cobra.Command, format string) error {
 		return err
 	}
 	defer remove(path)
-	if err := t.run(cmd.Context(), path, nil); err != nil && err != errSilent {
+	if err := t.run(cmd.Context(), path, nil); err != nil && !errors.Is(err, errSilent) {
 		return err
 	}
 	return nil

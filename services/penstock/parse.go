@@ -146,7 +146,9 @@ func (t *trial) run(ctx context.Context, path string, stdin io.Reader) error {
 		Value: notice, Data: messages.EncodeNotice(notice), Attempt: 1 << 20, Stored: now,
 	}, t)
 	if err != nil {
-		t.printRefusal("fetch", err.Error(), "", nil)
+		if err := t.printRefusal("fetch", err.Error(), "", nil); err != nil {
+			return err
+		}
 		t.refused["-"]++
 	}
 	return t.sum()

@@ -81,7 +81,10 @@ func TestParseStandardInput(t *testing.T) {
 
 func TestParseRefusesWrongUse(t *testing.T) {
 	for _, args := range [][]string{
-		{"parse"}, {"parse", "/nowhere"}, {"parse", t.TempDir()}, {"parse", "--format", "cloudtail", "-"},
+		{"parse"},
+		{"parse", "/nowhere"},
+		{"parse", t.TempDir()},
+		{"parse", "--format", "cloudtail", "-"},
 		{"parse", "--source", "trail", "--config", "/nowhere", "-"},
 	} {
 		if _, _, err := command(t, "", args...); exitCode(err) != exitUsage {

@@ -127,6 +127,7 @@ func (r *random) pick(list ...string) string { return list[r.below(len(list))] }
 
 // inside and outside are addresses of the ranges for documentation.
 func (r *random) inside() string { return fmt.Sprintf("192.0.2.%d", 1+r.below(254)) }
+
 func (r *random) outside() string {
 	return fmt.Sprintf("%s.%d", r.pick("198.51.100", "203.0.113"), 1+r.below(254))
 }

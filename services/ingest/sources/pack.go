@@ -235,7 +235,7 @@ func (k *packer) message(o *parcel) (topology.Message, []*messages.Fact) {
 		fetched.Bytes, fetched.RawBytes = o.bytes, o.rawBytes
 		o.frame.Alone()
 	} else {
-		origin.Pull = messages.MessagesPull(first.queue, o.frame.MessageIDs())
+		origin.Pull = messages.BatchPull(first.queue, o.frame.MessageIDs())
 		announced.Messages = uint32(len(o.posts))
 	}
 	fetched.Pull = origin.GetPull()

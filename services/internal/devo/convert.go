@@ -53,14 +53,16 @@ func (c *Collector) Convert() (text []byte, notes []Note, err error) {
 	if err := errors.Join(e.Encode(&yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{top}}), e.Close()); err != nil {
 		return nil, nil, err
 	}
-	head := "# Made of a configuration of Devo's AWS collector by penstock config import devo.\n"
+	var out bytes.Buffer
+	out.WriteString("# Made of a configuration of Devo's AWS collector by penstock config import devo.\n")
 	if len(w.secrets) > 0 {
-		head += "# Set these variables of the environment, or write ${file:/path} instead:\n"
+		out.WriteString("# Set these variables of the environment, or write ${file:/path} instead:\n")
 		for _, name := range w.secrets {
-			head += "#   " + name + "\n"
+			out.WriteString("#   " + name + "\n")
 		}
 	}
-	return append([]byte(head), body.Bytes()...), w.notes, nil
+	out.Write(body.Bytes())
+	return out.Bytes(), w.notes, nil
 }
 
 type converter struct {

@@ -15,6 +15,7 @@
 package devo
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -110,7 +111,7 @@ func Read(data []byte) (*Collector, error) {
 		return nil, fmt.Errorf("the file is neither YAML nor JSON: %w", err)
 	}
 	if top.Kind != yaml.DocumentNode || len(top.Content) != 1 || top.Content[0].Kind != yaml.MappingNode {
-		return nil, fmt.Errorf("the file should be a mapping with inputs")
+		return nil, errors.New("the file should be a mapping with inputs")
 	}
 	r := &reader{}
 	c := &Collector{}

@@ -113,8 +113,9 @@ func broken(d *rule) any {
 		return 45
 	case inputID:
 		return "queue"
+	default:
+		return nil
 	}
-	return nil
 }
 
 // Every error of the collector is found, alone, with the class and number that it

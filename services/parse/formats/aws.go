@@ -46,14 +46,10 @@ func isRegion(s string) bool {
 }
 
 // firstLine returns the first line of head without its end and without a byte
-// order mark before it; whole tells whether it ends in head.
-func firstLine(head []byte) (line []byte, whole bool) {
-	head = bytes.TrimPrefix(head, []byte("\ufeff"))
-	end := bytes.IndexByte(head, '\n')
-	if whole = end >= 0; whole {
-		head = head[:end]
-	}
-	return bytes.TrimSuffix(head, []byte("\r")), whole
+// order mark before it.
+func firstLine(head []byte) []byte {
+	line, _, _ := bytes.Cut(bytes.TrimPrefix(head, []byte("\ufeff")), []byte("\n"))
+	return bytes.TrimSuffix(line, []byte("\r"))
 }
 
 // isObject tells whether the first thing in head is a JSON object. So do the rows

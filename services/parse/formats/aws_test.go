@@ -7,9 +7,9 @@ import (
 )
 
 // openFrame makes a decoder and tells it about a frame.
-func openFrame(t testing.TB, name string, options any, key, columns string) Decoder {
+func openFrame(t testing.TB, name, key, columns string) Decoder {
 	t.Helper()
-	dec := open(t, name, options, Deps{})
+	dec := open(t, name, nil, Deps{})
 	if err := begin(dec, key, []byte(columns)); err != nil {
 		t.Fatal(err)
 	}

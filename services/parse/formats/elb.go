@@ -173,7 +173,7 @@ func elbKey(key string) (kind string, ok bool) {
 
 // firstFields cuts the first line of head into at most n fields.
 func firstFields(head []byte, n int) [][]byte {
-	line, _ := firstLine(head)
+	line := firstLine(head)
 	return bytes.SplitN(line, []byte(" "), n+1)
 }
 

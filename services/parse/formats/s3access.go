@@ -86,7 +86,7 @@ func s3AccessPlace(key string) (account, region string) {
 // canonical id of an owner, a bucket and a time in brackets.
 func isS3Access(_ string, head []byte) bool {
 	const owner = 64 // hexadecimal digits
-	line, _ := firstLine(head)
+	line := firstLine(head)
 	if len(line) < owner+1 || line[owner] != ' ' {
 		return false
 	}

@@ -350,7 +350,7 @@ func vpcSlot(key string) int64 {
 }
 
 func vpcFlowFraming(head []byte) framing.Framing {
-	switch line, _ := firstLine(head); {
+	switch line := firstLine(head); {
 	case isObject(head):
 		return values
 	case isVPCHeader(line):
@@ -403,7 +403,7 @@ func isVPCFlow(key string, head []byte) bool {
 	if isObject(head) {
 		return countKeys(head, own) >= enough
 	}
-	line, _ := firstLine(head)
+	line := firstLine(head)
 	if !isVPCHeader(line) {
 		return false
 	}
