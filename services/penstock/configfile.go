@@ -159,6 +159,12 @@ func (s Source) Validate() error {
 	for name, m := range s.Tag.EventTypeProcessorMapping {
 		p.Need(m.Format == "" || formats.Known(m.Format), "event_type_processor_mapping."+name+".format", "use one of: "+strings.Join(formats.Names(), ", "))
 	}
+	if receiver, ok := s.Options.(*sources.HTTPConfig); ok {
+		for i, e := range receiver.Endpoints {
+			p.Need(e.Format == "" || e.Format == formats.Auto || formats.Known(e.Format), fmt.Sprintf("endpoints[%d].format", i),
+				"use auto or one of: "+strings.Join(formats.Names(), ", "))
+		}
+	}
 	return p.Err()
 }
 
@@ -169,6 +175,10 @@ func (f File) Validate() error {
 	for i, s := range f.Sources {
 		p.Need(!names[s.Name] || s.Name == "", fmt.Sprintf("sources[%d].name", i), "give each source a name of its own")
 		names[s.Name] = true
+		if listing, ok := s.Options.(*sources.S3Config); ok {
+			// What a listing forgot it announces again, and only dedupe knows it then.
+			p.Need(listing.LookBack < f.Dedupe.Window, fmt.Sprintf("sources[%d].look_back", i), "use less than dedupe.window, "+f.Dedupe.Window.String())
+		}
 	}
 	names = map[string]bool{}
 	for i, r := range f.Routes {
