@@ -20,6 +20,7 @@ import (
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/services/fetch"
 	"github.com/penstock/penstock/services/internal/framing"
+	"github.com/penstock/penstock/services/internal/tag"
 	"github.com/penstock/penstock/services/parse"
 	"github.com/penstock/penstock/services/parse/formats"
 	"github.com/penstock/penstock/topology"
@@ -36,8 +37,9 @@ prints each event with its type, time, account, region and id. What is refused
 is printed with its place and reason. Nothing is stored or sent.
 
 FILE may be compressed; - reads standard input. Formats often go by the key of an
-object as well: give it with --key. With --source the format and its options are
-those of a source in the configuration.
+object as well: give it with --key. With --source the format, its options and the
+tables are those of a source in the configuration; without, events have the types
+that they have with auto_event_type: true.
 
 Exit code 1: something was refused.`,
 		Example: `  penstock parse --format vpcflow flow.log.gz
@@ -54,6 +56,7 @@ Exit code 1: something was refused.`,
 				if i < 0 {
 					return usageError{fmt.Errorf("--source: there is no source %q in %s", t.source, configPath)}
 				}
+				t.tags = map[string]*tag.Config{t.source: &file.Sources[i].Tag}
 				if t.setting = file.Sources[i].Format; format != formats.Auto {
 					t.setting = formats.Setting{Type: format}
 				}
@@ -67,7 +70,7 @@ Exit code 1: something was refused.`,
 	}
 	cmd.Flags().StringVar(&format, "format", formats.Auto, "format of the records; see penstock formats")
 	cmd.Flags().StringVar(&t.key, "key", "", "key of the object; default: the name of the file")
-	cmd.Flags().StringVar(&configPath, "config", "penstock.yaml", "configuration file, for --source")
+	cmd.Flags().StringVarP(&configPath, "config", "c", "penstock.yaml", "configuration file, for --source")
 	cmd.Flags().StringVar(&t.source, "source", "", "take format and options of this source")
 	cmd.Flags().BoolVar(&t.asJSON, "json", false, "print a line of JSON for each event and each refusal")
 	cmd.Flags().IntVar(&t.limit, "limit", 0, "print the first events only; 0 prints all")
@@ -77,6 +80,7 @@ Exit code 1: something was refused.`,
 // trial takes one file through fetch and parse.
 type trial struct {
 	setting     formats.Setting
+	tags        map[string]*tag.Config // nil without --source
 	key, source string
 	asJSON      bool
 	limit       int
@@ -85,6 +89,8 @@ type trial struct {
 	fetch   *fetch.Fetch
 	parse   *parse.Parse
 	rows    []row // what the frame of records at hand becomes
+	bad     []refusal
+	parsing bool // refusals come in any order
 	events  int
 	refused map[string]int
 	format  string
@@ -109,7 +115,7 @@ func (t *trial) run(ctx context.Context, path string, stdin io.Reader) error {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return usageError{err}
+		return usageError{fmt.Errorf("%w; name a file that is there, or - for standard input", err)}
 	case info.IsDir():
 		return usageError{fmt.Errorf("%s is a directory; name a file", path)}
 	}
@@ -131,7 +137,7 @@ func (t *trial) run(ctx context.Context, path string, stdin io.Reader) error {
 	c.Linger, c.ThinLinger, c.Idle = 0, 0, 0
 	if t.parse, err = parse.New(c, parse.Deps{
 		NewOutbox: func() topology.Outbox { return grouped{t} }, Lanes: 1, Window: 1,
-		Settings: map[string]formats.Setting{t.source: t.setting},
+		Settings: map[string]formats.Setting{t.source: t.setting}, Tags: t.tags,
 	}); err != nil {
 		return err
 	}
@@ -166,8 +172,10 @@ func (t *trial) Publish(ctx context.Context, m topology.Message) error {
 	if err != nil {
 		return err
 	}
-	t.rows = t.rows[:0]
-	if err := t.parse.Handle(ctx, topology.In[messages.View]{Value: view, Data: m.Data, Attempt: 1, Stored: time.Now()}, t); err != nil {
+	t.rows, t.bad, t.parsing = t.rows[:0], t.bad[:0], true
+	err = t.parse.Handle(ctx, topology.In[messages.View]{Value: view, Data: m.Data, Attempt: 1, Stored: time.Now()}, t)
+	t.parsing = false
+	if err != nil {
 		return err
 	}
 	return t.print()
@@ -176,11 +184,23 @@ func (t *trial) Publish(ctx context.Context, m topology.Message) error {
 // Quarantine implements topology.Outbox.
 func (t *trial) Quarantine(_ context.Context, q *messages.Quarantine) error {
 	t.refused[q.GetCode()]++
-	where := fmt.Sprintf("record %d", q.GetRecord())
+	r := refusal{q.GetRecord(), q.GetCode(), q.GetReason(), fmt.Sprintf("record %d", q.GetRecord()), q.GetPayload()}
 	if q.GetOffset() >= 0 {
-		where += fmt.Sprintf(", offset %d", q.GetOffset())
+		r.where += fmt.Sprintf(", offset %d", q.GetOffset())
 	}
-	return t.printRefusal(q.GetCode(), q.GetReason(), where, q.GetPayload())
+	if !t.parsing {
+		return t.printRefusal(r.code, r.reason, r.where, r.payload)
+	}
+	r.payload = slices.Clone(r.payload)
+	t.bad = append(t.bad, r)
+	return nil
+}
+
+// refusal is one record that was refused.
+type refusal struct {
+	record              uint64
+	code, reason, where string
+	payload             []byte
 }
 
 // Fact implements topology.Outbox.
@@ -236,8 +256,14 @@ func (g grouped) Publish(_ context.Context, m topology.Message) error {
 	return nil
 }
 
-// print prints the events of a frame in the order of their records.
+// print prints what was refused and the events of a frame, in the order of records.
 func (t *trial) print() error {
+	slices.SortStableFunc(t.bad, func(a, b refusal) int { return cmp.Compare(a.record, b.record) })
+	for _, r := range t.bad {
+		if err := t.printRefusal(r.code, r.reason, r.where, r.payload); err != nil {
+			return err
+		}
+	}
 	slices.SortStableFunc(t.rows, func(a, b row) int { return cmp.Compare(a.Record, b.Record) })
 	for _, r := range t.rows {
 		t.events++
@@ -298,6 +324,10 @@ func (t *trial) sum() error {
 		fmt.Fprintf(t.log, "  %8d  refused: %s\n", t.refused[code], code)
 	}
 	if refused > 0 {
+		if t.setting.Type == formats.Auto {
+			fmt.Fprintln(t.log, "The format was found by the file's name and first bytes. If it is another one, name it with")
+			fmt.Fprintln(t.log, "--format (penstock formats lists them), or give the key of the object with --key.")
+		}
 		return errSilent
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,6 +70,48 @@ func TestParse(t *testing.T) {
 	}
 	if !strings.Contains(log, "format cloudtrail: 2 events, 1 refused") {
 		t.Errorf("the sum says %q", log)
+	}
+}
+
+// With a source, events have the tables that they have when it runs.
+func TestParseTables(t *testing.T) {
+	records, file := filepath.Join(t.TempDir(), "records.json"), filepath.Join(t.TempDir(), "penstock.yaml")
+	for auto, want := range map[string]string{"false": "cloud.aws.cloudtrail.events", "true": "cloud.aws.cloudtrail.s3"} {
+		if err := errors.Join(
+			os.WriteFile(records, []byte(strings.SplitAfter(trial3, "\n")[0]), 0o600),
+			os.WriteFile(file, []byte("sources: [{name: trail, type: sqs, queue_url: https://sqs.eu-west-1.amazonaws.com/123456789012/q, auto_event_type: "+auto+"}]\n"), 0o600),
+		); err != nil {
+			t.Fatal(err)
+		}
+		out, _, err := command(t, "", "parse", "-c", file, "--source", "trail", records)
+		if err != nil || !strings.Contains(out, "\t"+want+"\t") {
+			t.Errorf("auto_event_type %s: %v, %s", auto, err, out)
+		}
+	}
+}
+
+// Refusals come in the order of the records, with a word on what to try.
+func TestParseRefusals(t *testing.T) {
+	text := strings.Repeat("CEF:0|V|P|1|2|n|3|src=192.0.2.1\nno CEF\nneither\n", 10)
+	out, log, err := command(t, text, "parse", "-", "--json")
+	if !errors.Is(err, errSilent) || !strings.Contains(log, "name it with\n--format") {
+		t.Errorf("%v, %q", err, log)
+	}
+	last := -1
+	for line := range strings.Lines(out) {
+		var got struct{ Where string }
+		if err := json.Unmarshal([]byte(line), &got); err != nil {
+			t.Fatal(err)
+		}
+		if n := -1; got.Where != "" {
+			if _, err := fmt.Sscanf(got.Where, "record %d", &n); err != nil || n <= last {
+				t.Fatalf("%q comes after record %d", got.Where, last)
+			}
+			last = n
+		}
+	}
+	if last < 0 {
+		t.Error("nothing is refused")
 	}
 }
 
