@@ -45,7 +45,7 @@ func newHealth() *cobra.Command {
 			}
 			response, err := http.DefaultClient.Do(request)
 			if err != nil {
-				return err
+				return fmt.Errorf("%w; start penstock, or name its telemetry.address with --url", err)
 			}
 			defer func() { _ = response.Body.Close() }()
 			body, err := io.ReadAll(io.LimitReader(response.Body, 64<<10))

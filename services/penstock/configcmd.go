@@ -129,7 +129,7 @@ and a code that is unique; exit code 2.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			data, err := os.ReadFile(args[0])
 			if err != nil {
-				return usageError{err}
+				return usageError{fmt.Errorf("%w; name the configuration file of the collector", err)}
 			}
 			collector, err := devo.Read(data)
 			if err != nil {

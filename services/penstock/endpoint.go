@@ -15,7 +15,7 @@ func newEndpoint() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "demo-endpoint", Args: exactly(0),
 		Short:   "Run the demo's AWS by itself, with its samples",
-		Long:    "Runs the AWS of the demo by itself: S3, SQS and the APIs, filled with the demo's\nsamples. It keeps all in memory. It is made for trying\npenstock out and checks no signatures: do not let strangers reach it.",
+		Long:    "Runs the AWS of the demo by itself: S3, SQS and the APIs, filled with the demo's\nsamples. It keeps all in memory. It is made for trying penstock out and checks no\nsignatures: do not let strangers reach it.\n\nSources read from it with its address as aws.endpoint_url and any key pair:\ndeploy/penstock.demo.yaml has one for each queue and bucket that it fills.",
 		Example: "  penstock demo-endpoint --listen 127.0.0.1:4566",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cloud.Start(cmd.Context(), cloud.Options{Addr: listen})

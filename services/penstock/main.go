@@ -81,9 +81,9 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "penstock",
 		Short: "Collect security and audit logs: every event, once, and prove it",
-		Long: `penstock takes events from where vendors leave them (SQS queues, S3 objects
-announced through SQS) to where they are worked with, through six stages over
-NATS JetStream:
+		Long: `penstock takes events from where vendors leave them (queues, buckets, APIs) or
+from who sends them by HTTP, to where they are worked with, through six stages
+over NATS JetStream:
 
   ingest → fetch → parse → dedupe → route → deliver
 
@@ -91,7 +91,10 @@ Exit codes: 0 done; 1 failed, or the books do not balance; 2 wrong command line
 or configuration; 3 stopped, but work in hand was given back; 130 ended by a
 second signal.`,
 		Example: `  penstock demo                       see it work, with nothing but this program
+  penstock parse flow.log.gz          see what a file becomes
+  penstock config init > penstock.yaml
   penstock config check penstock.yaml
+  penstock doctor --config penstock.yaml
   penstock run --config penstock.yaml`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
