@@ -222,7 +222,7 @@ func (p *Parse) Handle(ctx context.Context, msg topology.In[messages.View], out 
 	if err != nil {
 		return err
 	}
-	size := int64(v.BodySize()) * int64(1+f.format.Grows)
+	size := need(v.BodySize(), v.Len(), v.Head(), f.format.Grows)
 	leave, err := p.grouper.enter(ctx, size)
 	if err != nil {
 		return err
@@ -251,6 +251,25 @@ func (p *Parse) Handle(ctx context.Context, msg topology.In[messages.View], out 
 	}
 	in.facts(v, out)
 	return nil
+}
+
+// need is about how many bytes records and documents of a frame take, of a format
+// that makes documents grows times larger. Each document may repeat all names of
+// the header, however short its record is.
+func need(body, records int, head []byte, grows int) int64 {
+	each := 0
+	if grows > 0 && len(head) > 0 {
+		each = 16 // the marks around the values of a very short record
+		for _, c := range head {
+			switch {
+			case c < ' ', c == '"', c == '\\':
+				each += len(`\u0000`)
+			default:
+				each++
+			}
+		}
+	}
+	return int64(body)*int64(1+grows) + int64(records)*int64(each)
 }
 
 // release gives up one reference to in, and puts it back with the last one.

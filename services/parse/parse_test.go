@@ -605,6 +605,29 @@ func TestMemory(t *testing.T) {
 	})
 }
 
+// A long header makes documents many times larger than their records: an input
+// takes so much of the memory.
+// covers: F-0
+func TestMemoryOfLongHeaders(t *testing.T) {
+	for name, head := range map[string]string{
+		"csv":        "a," + strings.Repeat("\x01", 10_000),
+		"vpcflow":    "version " + strings.Repeat("x", 60_000),
+		"cloudfront": "#Fields: date " + strings.Repeat("x", 60_000),
+	} {
+		between := map[string]string{"csv": ",", "vpcflow": " ", "cloudfront": "\t"}[name]
+		in := &input{head: []byte(head)}
+		for range 100 {
+			fill(in, "2"+between+"b")
+		}
+		f := openFormat(t, name, nil)
+		in.decode(start(t, Defaults(), 1, &bus{}), f, f.New())
+		size := need(len(in.body), len(in.columns.Lengths), in.head, f.Grows)
+		if len(in.events) != 100 || len(in.made) < 100*60_000 || size < int64(len(in.body)+len(in.made)) {
+			t.Errorf("%s: %d events take %d bytes, %d were reserved", name, len(in.events), len(in.body)+len(in.made), size)
+		}
+	}
+}
+
 // What cannot be stored fails the inputs concerned, and only those.
 func TestOutboxErrorReachesAllConcerned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
