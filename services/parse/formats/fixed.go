@@ -66,7 +66,8 @@ func newFixed(what, event string, least int, parseTime func([]byte) (int64, bool
 // fixed decodes lines of fixed layouts. Not for concurrent use.
 //
 //   - document: a field per column; "-" leaves its field out. What comes behind the
-//     columns that we know is column_<n>, counted from 1.
+//     columns that we know is column_<n>, counted from 1; a line with very many of
+//     them is refused.
 //   - id: none of its own: one request can make several records.
 //
 // A field stands in double quotes or brackets, or ends at the next space. Quotes
@@ -102,6 +103,9 @@ func (f *fixed) Decode(rec []byte, d *Doc) error {
 			if value, rest, ok = nextToken(rest); !ok {
 				return errLine.New(nil, "read %s of %d bytes: the quotes or brackets of field %d do not match", l.what, len(rec), n+1)
 			}
+		}
+		if n == len(l.columns)+maxExtra { // the end of each field may be looked for up to the end of the line
+			return errColumns.New(nil, "read %s of %d bytes: it has more than %d fields", l.what, len(rec), n)
 		}
 		c := f.column(l, n)
 		if isDash(value) {
@@ -140,14 +144,10 @@ func (f *fixed) column(l *fixedLayout, n int) *column {
 	if f.extraOf != l {
 		f.extraOf, f.extra = l, f.extra[:0]
 	}
-	for i := len(l.columns) + len(f.extra); i <= n && len(f.extra) < maxExtra; i++ {
+	for i := len(l.columns) + len(f.extra); i <= n; i++ {
 		f.extra = append(f.extra, extraColumn(i))
 	}
-	if i := n - len(l.columns); i < len(f.extra) {
-		return &f.extra[i]
-	}
-	c := extraColumn(n)
-	return &c
+	return &f.extra[n-len(l.columns)]
 }
 
 // extraColumn is a column that we do not know.
@@ -156,7 +156,8 @@ func extraColumn(index int) column {
 	return column{name: name, key: newKey(name), slot: -1}
 }
 
-// maxExtra is for how many unknown columns names are kept.
+// maxExtra is how many columns that we do not know a line may have, far more than
+// any log has got at a time.
 const maxExtra = 64
 
 // nextToken cuts the first field off a line: "…", […] or up to the next space. ok is

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/penstock/penstock/messages/fault"
 )
 
 const (
@@ -120,19 +122,6 @@ func TestChooseFixed(t *testing.T) {
 	}
 }
 
-// A line of very many fields is bounded by its own length.
-func TestFixedManyFields(t *testing.T) {
-	dec := open(t, "s3access", nil, Deps{})
-	var d Doc
-	if err := dec.Decode([]byte(s3Line+strings.Repeat(" x", 5000)), &d); err != nil {
-		t.Fatal(err)
-	}
-	got := fieldsOf(t, d.Body)
-	if got["column_28"] != "x" || got["column_5027"] != "x" {
-		t.Error("fields are missing")
-	}
-}
-
 // Whatever the line, the document is JSON in UTF-8, and its texts, put together
 // again, are in the line.
 func FuzzFixed(f *testing.F) {
@@ -188,5 +177,20 @@ func BenchmarkFixed(b *testing.B) {
 			}
 			b.ReportMetric(float64(len(recs))*float64(b.N)/b.Elapsed().Seconds(), "lines/s")
 		})
+	}
+}
+
+// Lines grow at their end, but not without bound: a line of thousands of fields is
+// none, and costs no more than others of its length.
+// covers: F-0
+func TestFixedHasABoundOfFields(t *testing.T) {
+	dec := open(t, "alb", nil, Deps{})
+	var d Doc
+	if err := dec.Decode([]byte(albLine+strings.Repeat(" x", maxExtra/2)), &d); err != nil || fieldsOf(t, d.Body)["column_40"] != "x" {
+		t.Errorf("%s, %v", d.Body, err)
+	}
+	fields := strings.Repeat(` "a\"`, 10_000) // the end of each is looked for up to the end of the line
+	if err := dec.Decode([]byte(albLine+fields), &d); fault.CodeOf(err) != "parse.wrong_columns" {
+		t.Errorf("a line of 10,000 fields more gives %v", err)
 	}
 }
