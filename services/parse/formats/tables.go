@@ -51,7 +51,7 @@ func inTables(ctx context.Context, f Format, name string, options any, deps Deps
 	}
 	inner := f.New
 	f.New = func() Decoder {
-		t := &tables{follower: follower{inner()}, names: names, types: deps.Types, base: f.Base, others: map[string]Decoder{}}
+		t := &tables{follower: follower{inner()}, names: names, types: deps.Types, base: f.Base, others: map[string]Decoder{}, idle: map[string]bool{}}
 		if path := names.Field(); path != nil {
 			t.scan = newScanner(path)
 		}
@@ -98,6 +98,7 @@ type tables struct {
 	scan   *scanner // for the field that tells the word, nil for none
 	byKey  string   // the word of the object, "" for none
 	others map[string]Decoder
+	idle   map[string]bool // those of others that refuse all records of this frame
 	known  map[string]entry
 }
 
@@ -111,11 +112,10 @@ type entry struct {
 // Start implements Starter.
 func (t *tables) Start(h Head) error {
 	t.byKey = t.names.FromKey(h.Key)
-	for _, other := range t.others {
-		if s, ok := other.(Starter); ok {
-			if err := s.Start(h); err != nil {
-				return err
-			}
+	clear(t.idle)
+	for name, other := range t.others {
+		if s, ok := other.(Starter); ok && s.Start(h) != nil {
+			t.idle[name] = true
 		}
 	}
 	return t.follower.Start(h)
@@ -127,7 +127,7 @@ func (t *tables) Decode(rec []byte, d *Doc) error {
 		return err
 	}
 	e := t.entry(d)
-	if other := t.others[e.format]; other != nil {
+	if other := t.others[e.format]; other != nil && !t.idle[e.format] {
 		// What it refuses stays as the source's format reads it.
 		first := *d
 		if err := other.Decode(rec, d); err != nil {

@@ -132,6 +132,21 @@ func TestProcessorOfAType(t *testing.T) {
 	}
 }
 
+// A format of one type that cannot be read from a source harms no event.
+// covers: DEV-28, F-0
+func TestProcessorThatCannotStart(t *testing.T) {
+	dec := open(t, "eventbridge", nil, Deps{Tag: &tag.Config{
+		AutoEventType: true, EventTypeProcessorMapping: map[string]tag.Processor{"ssm": {Format: "csv"}},
+	}})
+	if err := begin(dec, "", nil); err != nil {
+		t.Fatalf("rows of csv without a header refuse all events: %v", err)
+	}
+	var d Doc
+	if err := dec.Decode([]byte(ebRecord), &d); err != nil || d.Type != "cloud.aws.cloudwatch.ssm" || !d.HasID {
+		t.Errorf("%s, %v", d.render(), err)
+	}
+}
+
 // However many words documents bring up, the tables are bounded; words that nobody
 // sees take no room.
 func TestTablesAreBounded(t *testing.T) {
