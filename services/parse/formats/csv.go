@@ -102,6 +102,15 @@ type csvLayout struct {
 	header  []byte // nil for configured columns
 	comma   byte   // 0 when each row has to tell
 	columns []column
+	extra   []column // of the cells behind them, as far as rows had any
+}
+
+// column is that of cell i.
+func (l *csvLayout) column(i int) *column {
+	if i < len(l.columns) {
+		return &l.columns[i]
+	}
+	return &l.extra[i-len(l.columns)]
 }
 
 func newCSV(c CSVConfig, deps Deps) *csvDecoder {
@@ -113,11 +122,24 @@ func newCSV(c CSVConfig, deps Deps) *csvDecoder {
 	return d
 }
 
-func (c *csvDecoder) columns(names []string) []column {
+func (c *csvDecoder) columns(names []string, reserved ...string) []column {
 	if c.config.Fields.KeepRaw {
-		return newColumns(names, c.fields.slot, rawField)
+		reserved = append(reserved, rawField)
 	}
-	return newColumns(names, c.fields.slot)
+	return newColumns(names, c.fields.slot, reserved...)
+}
+
+// grow makes columns for rows with more cells than the header names, more of them
+// at once so that it is seldom called.
+func (c *csvDecoder) grow(l *csvLayout, count int) {
+	var names, used []string
+	for i := range l.columns {
+		used = append(used, l.columns[i].name)
+	}
+	for i := len(l.columns); i < min(2*count, maxColumns); i++ {
+		names = append(names, columnName(i))
+	}
+	l.extra = c.columns(names, used...)
 }
 
 // read makes a layout of a header.
@@ -195,14 +217,14 @@ func (c *csvDecoder) Decode(rec []byte, d *Doc) error {
 		if !c.config.Ragged {
 			return errColumns.New(nil, "read a row of CSV, %d bytes: it has %d cells, there are %d columns", len(rec), count, len(l.columns))
 		}
-		for len(l.columns) < count {
-			l.columns = append(l.columns, c.columns([]string{columnName(len(l.columns))})...)
+		if count > len(l.columns)+len(l.extra) {
+			c.grow(l, count)
 		}
 	}
 	c.fields.begin(d)
 	c.w.begin()
 	for i := range count {
-		v, col := c.cells.at(i), &l.columns[i]
+		v, col := c.cells.at(i), l.column(i)
 		if len(v) == 0 && c.config.SkipEmpty {
 			continue
 		}

@@ -108,13 +108,17 @@ func newLines(c LinesConfig, re *regexp.Regexp, deps Deps) *lineDecoder {
 		return l
 	}
 	used := map[string]bool{}
+	var reserved []string
+	if c.Fields.KeepRaw {
+		reserved = append(reserved, rawField)
+	}
 	for i, name := range re.SubexpNames() {
 		if name == "" || used[name] { // of groups of one name the first
 			continue
 		}
 		used[name] = true
 		l.keep = l.keep && name != messageField
-		l.groups = append(l.groups, lineGroup{newColumns([]string{name}, l.fields.slot)[0], i})
+		l.groups = append(l.groups, lineGroup{newColumns([]string{name}, l.fields.slot, reserved...)[0], i})
 	}
 	return l
 }

@@ -2,6 +2,7 @@ package formats
 
 import (
 	"bytes"
+	"strconv"
 	"time"
 
 	"github.com/penstock/penstock/services/internal/config"
@@ -516,11 +517,7 @@ func (w *fieldWriter) nameless(name []byte, n int, opens byte) {
 	w.buf, bad = appendText(w.buf, name)
 	w.bad = w.bad || bad
 	if n > 0 {
-		w.buf = append(w.buf, '_')
-		if n+1 >= 10 {
-			w.buf = append(w.buf, '0'+byte((n+1)/10%10))
-		}
-		w.buf = append(w.buf, '0'+byte((n+1)%10))
+		w.buf = strconv.AppendInt(append(w.buf, '_'), int64(n+1), 10)
 	}
 	w.buf = append(w.buf, '"', ':', opens)
 }

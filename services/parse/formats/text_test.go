@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/penstock/penstock/services/internal/document"
 )
 
 // covers: DEV-143, F-0 (numbers as written)
@@ -152,4 +154,47 @@ func FuzzFieldWriter(f *testing.F) {
 			t.Fatalf("number %q became %v", number, n)
 		}
 	})
+}
+
+// However fields are named, none stands twice in a document: readers would see only
+// one of them.
+func TestFieldsStandOnce(t *testing.T) {
+	fields := func() FieldsConfig { return FieldsConfig{TimeUnit: RFC3339, KeepRaw: true} }
+	for _, tt := range []struct {
+		format, key, columns, rec string
+		options                   any
+	}{
+		{"csv", "", "a,column_3,raw", "1,2,3,4,5", CSVConfig{Ragged: true, Fields: fields()}},
+		{"csv", "", "a,column_4,column_3", "1,2,3,4,5", CSVConfig{Ragged: true, Fields: fields()}},
+		{"umbrella", "dnslogs/2026-01-05/a.csv", `"Timestamp","column4","column5"`, `"2026-01-05 17:48:41","a","b","c","d"`, nil},
+		{"umbrella", "dnslogs/2026-01-05/a.csv", `"Timestamp","column3",""`, `"2026-01-05 17:48:41","a","b"`, nil},
+		{"lines", "", "", "abc def", LinesConfig{Pattern: `^(?P<raw>\S+)`, Unmatched: Keep, Fields: fields()}},
+		{"cef", "", "", "CEF:0|v|p|1|2|n|5|" + strings.Repeat("a=1 ", 300), nil},
+	} {
+		dec := open(t, tt.format, tt.options, Deps{})
+		if err := begin(dec, tt.key, []byte(tt.columns)); err != nil {
+			t.Fatal(err)
+		}
+		var d Doc
+		if err := dec.Decode([]byte(tt.rec), &d); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		for body := d.Body; body != nil; {
+			c := document.Members(body)
+			for body = nil; ; {
+				key, start, end, ok := c.Next()
+				if !ok {
+					break
+				}
+				if seen[string(key)] {
+					t.Fatalf("%s: %s stands twice in %s", tt.format, key, d.Body)
+				}
+				seen[string(key)] = true
+				if string(key) == "extension" {
+					body = d.Body[start:end]
+				}
+			}
+		}
+	}
 }

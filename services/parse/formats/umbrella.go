@@ -289,10 +289,12 @@ func (u *umbrella) make(kind *umbrellaKind, names []string) *umbrellaLayout {
 	if u.config.DevoTypes && kind != umbrellaDNS && kind != umbrellaIP && kind != umbrellaProxy {
 		l.eventType = u.config.EventType + "." + umbrellaUnknown.name
 	}
-	for i, c := range newColumns(names, func(name string) (int, bool) { return -1, umbrellaNumbers[name] }, rawField) {
-		if names[i] == "" {
-			c = umbrellaExtra(i)
+	for i, name := range names {
+		if name == "" {
+			names[i] = umbrellaExtra(i)
 		}
+	}
+	for _, c := range newColumns(names, func(name string) (int, bool) { return -1, umbrellaNumbers[name] }, rawField) {
 		l.columns = append(l.columns, umbrellaColumn{c, umbrellaLists[c.name]})
 	}
 	for i, name := range names {
@@ -311,10 +313,16 @@ func (u *umbrella) make(kind *umbrellaKind, names []string) *umbrellaLayout {
 	return l
 }
 
-// umbrellaExtra is the column of a cell that nothing names.
-func umbrellaExtra(i int) column {
-	name := "column" + strconv.Itoa(i+1)
-	return column{name: name, key: newKey(name), slot: -1}
+// umbrellaExtra is the name of the column of a cell that nothing names.
+func umbrellaExtra(i int) string { return "column" + strconv.Itoa(i+1) }
+
+// grow adds the column of one more cell.
+func (l *umbrellaLayout) grow() {
+	name := umbrellaExtra(len(l.columns))
+	for slices.ContainsFunc(l.columns, func(c umbrellaColumn) bool { return c.name == name }) { // a header may say so
+		name += "_"
+	}
+	l.columns = append(l.columns, umbrellaColumn{column: column{name: name, key: newKey(name), slot: -1}})
 }
 
 // Decode implements Decoder.
@@ -342,7 +350,7 @@ func (u *umbrella) Decode(rec []byte, d *Doc) error {
 		return errColumns.New(nil, "read a row of an Umbrella %s log: it has %d cells, the first version of that log has %d", l.kind.name, count, l.least)
 	}
 	for len(l.columns) < count {
-		l.columns = append(l.columns, umbrellaColumn{column: umbrellaExtra(len(l.columns))})
+		l.grow()
 	}
 	u.w.begin()
 	for i := range count {
@@ -559,6 +567,9 @@ func umbrellaFraming(head []byte) framing.Framing {
 // isUmbrella goes by the key, else by the first row: it begins with a quote, and it
 // is of a type that is known by its looks, or a header with its columns.
 func isUmbrella(key string, head []byte) bool {
+	if strings.HasPrefix(key[strings.LastIndexByte(key, '/')+1:], "README_FROM_UMBRELLA") {
+		return true
+	}
 	if kind, _ := umbrellaFolder(key); kind != nil && kind != umbrellaUnknown {
 		return len(trimSpace(head)) == 0 || !isJSON(head)
 	}

@@ -329,3 +329,13 @@ func decodeAll(b *testing.B, dec Decoder, recs [][]byte) {
 	}
 	b.ReportMetric(float64(b.N*len(recs))/b.Elapsed().Seconds(), "records/s")
 }
+
+// covers: F-18
+func TestReadmeIsSkippedByAuto(t *testing.T) {
+	for _, key := range []string{"1234567_0123456789abcdef/README_FROM_UMBRELLA.txt", "dnslogs/2026-01-05/README_FROM_UMBRELLA.txt"} {
+		format, _, skip := Choose(Auto, key, []byte("This bucket is ready.\n"))
+		if format != "umbrella" || skip != skipCodeReadme {
+			t.Errorf("%s: %s, %q", key, format, skip)
+		}
+	}
+}
