@@ -467,7 +467,7 @@ func umbrellaLooks(c *cells) *umbrellaKind {
 		return umbrellaUnknown
 	}
 	switch {
-	case n <= 9 && n >= umbrellaIP.least && isDigits(c.at(3)) && isDigits(c.at(5)):
+	case n <= 9 && n >= umbrellaIP.least && isDigits(c.at(3)) && isDigits(c.at(5)) && isAddress(c.at(2)) && isAddress(c.at(4)):
 		return umbrellaIP
 	case n >= umbrellaFirewall.least && bytes.HasPrefix(c.at(1), []byte("[")) && isWord(c.at(4), "INBOUND", "OUTBOUND", "TO INTERNET", "FROM INTERNET"):
 		return umbrellaFirewall
@@ -475,7 +475,8 @@ func umbrellaLooks(c *cells) *umbrellaKind {
 		return umbrellaIntrusion
 	case n >= umbrellaDLP.least && isWord(c.at(1), "Real Time", "SaaS API", "AI Guardrails"):
 		return umbrellaDLP
-	case n >= umbrellaProxy.least && isWord(c.at(6), "ALLOWED", "BLOCKED", "PROXIED", "WARNED", "ISOLATED", "ERROR", ""):
+	case n >= umbrellaProxy.least && isWord(c.at(6), "ALLOWED", "BLOCKED", "PROXIED", "WARNED", "ISOLATED", "ERROR"),
+		n >= umbrellaProxy.least && len(c.at(6)) == 0 && bytes.Contains(c.at(7), []byte("://")):
 		return umbrellaProxy
 	case n >= umbrellaDNS.least && isQueryType(c.at(6)):
 		return umbrellaDNS
@@ -487,6 +488,16 @@ func umbrellaLooks(c *cells) *umbrellaKind {
 func isQueryType(v []byte) bool {
 	n := run(v, 0)
 	return n > 0 && bytes.HasPrefix(v[n:], []byte(" (")) && v[len(v)-1] == ')'
+}
+
+// isAddress tells whether v looks like an IP address, or is empty.
+func isAddress(v []byte) bool {
+	for _, c := range v {
+		if hex(c) < 0 && c != '.' && c != ':' {
+			return false
+		}
+	}
+	return len(v) == 0 || bytes.IndexByte(v, '.') >= 0 || bytes.IndexByte(v, ':') >= 0
 }
 
 func isDigits(v []byte) bool { return len(v) > 0 && run(v, 0) == len(v) }

@@ -339,3 +339,18 @@ func TestReadmeIsSkippedByAuto(t *testing.T) {
 		}
 	}
 }
+
+// Rows of other programs are not taken for Umbrella's: those of IP logs have two
+// addresses, those of the proxy an action or a URL.
+func TestRowsOfOthersAreNotUmbrella(t *testing.T) {
+	for row, want := range map[string]string{
+		`"2026-01-01 00:00:00","host-a","GET","200","/x","512","y"`:                                      "csv",
+		`"2026-01-01 00:00:00"` + strings.Repeat(`,""`, 22):                                              "csv",
+		`"2026-01-05 20:32:46","host-17","192.0.2.1","61095","2001:db8::1","0","Test"`:                   "umbrella",
+		`"2026-01-05 20:32:46","a","","","","","","http://www.example.net/"` + strings.Repeat(`,""`, 15): "umbrella",
+	} {
+		if got, _, _ := Choose(Auto, "x/app.csv", []byte(row+"\n")); got != want {
+			t.Errorf("%s: %s, want %s", row, got, want)
+		}
+	}
+}
