@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -380,6 +381,7 @@ func TestCheckRuns(t *testing.T) {
 		{"run of 2^31", []byte{0xfe, 0xff, 0xff, 0xff, 0x0f, 1}, 1, 10, false},
 		{"many runs", bytes.Repeat([]byte{0xfe, 0xff, 0x3f, 1}, 1000), 1, 1 << 20, false},
 		{"bits", []byte{3, 0xff, 0xff}, 8, 8, true},
+		{"bits of 2^61+1 groups", append(binary.AppendUvarint(nil, (1<<61+1)<<1|1), 0xff), 8, 8, false},
 		{"too wide", []byte{3}, 33, 8, false},
 		{"nothing", nil, 0, 0, true},
 		{"malformed", bytes.Repeat([]byte{0xff}, 12), 1, 8, false},

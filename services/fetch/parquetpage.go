@@ -478,6 +478,9 @@ func checkRuns(b []byte, width int, values int64) error {
 		}
 		b = b[n:]
 		count, size := head>>1, uint64(bytesOf) // small
+		if count > most {
+			return errPage
+		}
 		if head&1 != 0 {
 			size = count * uint64(width) // small
 			count *= 8
