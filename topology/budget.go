@@ -45,9 +45,10 @@ type Budget struct {
 	// have are grants in hand, good until stale.
 	have  int
 	stale time.Time
-	// ahead is by how much the server's clock is ahead of ours.
+	// ahead is by how much the server's clock is ahead of ours, as measured last: a
+	// clock may be set.
 	ahead    time.Duration
-	measured bool
+	measured time.Time
 }
 
 // budgetValue is what the key holds: what was left when it was written, as the
@@ -155,6 +156,9 @@ func (g *Budget) grant(left float64) (after float64, granted int, wait time.Dura
 	return left - n, int(n), 0
 }
 
+// measureAgain is how long a comparison of the clocks is good.
+const measureAgain = 30 * time.Second
+
 // contended is the pause after somebody else was faster.
 const contended = 20 * time.Millisecond
 
@@ -189,9 +193,11 @@ func (g *Budget) change(ctx context.Context, f func(left float64) (float64, int,
 		}
 	}
 	after, granted, wait := f(left)
-	measured := g.measured
+	// Written back also where there is nothing to grant: by clocks that differ there
+	// might never be.
+	measure := g.measured.IsZero() || time.Since(g.measured) > measureAgain
 	g.mu.Unlock()
-	if wait > 0 {
+	if wait > 0 && !measure {
 		budgetGrants.WithLabelValues("empty").Inc()
 		return wait, nil
 	}
@@ -212,8 +218,12 @@ func (g *Budget) change(ctx context.Context, f func(left float64) (float64, int,
 		}
 		return fail(err)
 	}
-	if !measured {
+	if measure {
 		g.compare(ctx, kv, revision, sent.Add(time.Since(sent)/2))
+	}
+	if wait > 0 {
+		budgetGrants.WithLabelValues("empty").Inc()
+		return wait, nil
 	}
 	budgetGrants.WithLabelValues("ok").Inc()
 	g.mu.Lock()
@@ -231,5 +241,5 @@ func (g *Budget) compare(ctx context.Context, kv jetstream.KeyValue, revision ui
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.ahead, g.measured = entry.Created().Sub(written), true
+	g.ahead, g.measured = entry.Created().Sub(written), time.Now()
 }

@@ -187,6 +187,40 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// A clock that is an hour behind or ahead of the server's, or was set since, neither
+// stops the calls nor lets them all through.
+func TestBudgetClocks(t *testing.T) {
+	e := testServer(t, t.TempDir(), 256<<20)
+	a, b := testConnect(t, e, Options{Name: "a"}), testConnect(t, e, Options{Name: "b"})
+	if _, err := a.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for _, off := range []time.Duration{-time.Hour, time.Hour} {
+		name := "clocks " + off.String()
+		const rate = 10
+		for range rate { // all that is there at once
+			if err := a.Budget(name, rate).Take(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g := b.Budget(name, rate)
+		g.mu.Lock()
+		g.ahead = off // as if b's own clock were off by as much, the other way
+		g.mu.Unlock()
+		began := time.Now()
+		for range 3 * rate {
+			if err := g.Take(ctx); err != nil {
+				t.Fatalf("off by %v: %v", off, err)
+			}
+		}
+		if took := time.Since(began); took < 1500*time.Millisecond {
+			t.Errorf("off by %v: %d calls at %d a second took %v", off, 3*rate, rate, took)
+		}
+	}
+}
+
 func TestKeyOf(t *testing.T) {
 	long := fmt.Sprintf("%0300d", 1)
 	for name, want := range map[string]string{
