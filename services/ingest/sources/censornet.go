@@ -264,7 +264,10 @@ func (w *webhook) pull(ctx context.Context, p *pull) error {
 	case errors.Is(err, topology.ErrCursorMoved):
 		return err
 	case a.mayHaveMoved:
-		if lostErr := w.lost(context.WithoutCancel(ctx), p, at, "the answer broke off"); lostErr != nil {
+		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+		lostErr := w.lost(within, p, at, "the answer broke off")
+		cancel()
+		if lostErr != nil {
 			return lostErr // Open stays set: the next pull notes it
 		}
 	default:
@@ -322,8 +325,8 @@ type answer struct {
 }
 
 // ask makes the call and stores what comes. Its error may be tried again.
-func (a *answer) ask(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+func (a *answer) ask(work context.Context) error {
+	ctx, cancel := context.WithCancelCause(work)
 	defer cancel(nil)
 	wrote := false
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(i httptrace.WroteRequestInfo) { wrote = i.Err == nil }})
@@ -344,7 +347,8 @@ func (a *answer) ask(ctx context.Context) error {
 	a.mayHaveMoved = true
 	stall := time.AfterFunc(a.w.cfg.Stall, func() { cancel(errHookCut.New(nil, "nothing has come for %v", a.w.cfg.Stall)) })
 	defer stall.Stop()
-	err = a.read(ctx, &stallReader{r: response.Body, timer: stall, stall: a.w.cfg.Stall})
+	// What has come is stored in work: also once the answer has stalled.
+	err = a.read(work, &stallReader{r: response.Body, timer: stall, stall: a.w.cfg.Stall})
 	if err != nil {
 		if because := context.Cause(ctx); because != nil {
 			err = because
@@ -409,21 +413,18 @@ func (a *answer) judge(r *http.Response) error {
 	return errHookRefused.New(status, "%s", doing)
 }
 
-// stallReader puts off a timer with each byte that comes.
+// stallReader has a timer run while it waits for bytes, and not while what came is
+// stored.
 type stallReader struct {
 	r     io.Reader
 	timer *time.Timer
 	stall time.Duration
-	n     int64
 }
 
 func (s *stallReader) Read(b []byte) (int, error) {
-	n, err := s.r.Read(b)
-	if n > 0 {
-		s.n += int64(n)
-		s.timer.Reset(s.stall)
-	}
-	return n, err
+	s.timer.Reset(s.stall)
+	defer s.timer.Stop()
+	return s.r.Read(b)
 }
 
 // read stores the rows of an answer while they come: an array, one object, or

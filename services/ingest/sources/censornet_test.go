@@ -226,6 +226,83 @@ func TestCensornetBreaksOff(t *testing.T) {
 	}
 }
 
+// covers: CEN-19: an answer that stalls is given up, and what had come of it is stored;
+// while the bus is slow, it is not the answer that stalls.
+func TestCensornetStalls(t *testing.T) {
+	t.Parallel()
+	for name, slow := range map[string]bool{"far side": false, "bus": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v, server := newVendor(t), newPollServer(t)
+			v.add(rowsOf(3000)...)
+			v.answer = func(w http.ResponseWriter, r *http.Request, call int, rows []string) {
+				switch {
+				case call > 1:
+					fmt.Fprint(w, "[]")
+					return
+				case slow:
+					fmt.Fprintf(w, "[%s]", strings.Join(rows, ","))
+					return
+				}
+				fmt.Fprintf(w, "[%s,", strings.Join(rows, ","))
+				w.(http.Flusher).Flush() //nolint:forcetypeassert // it is one
+				<-r.Context().Done()
+			}
+			cfg := v.config()
+			cfg.Stall = time.Second
+			deps := server.deps(t, "a")
+			if slow {
+				sound := deps.NewOutbox
+				deps.NewOutbox = func() topology.Outbox { return slowOutbox{sound(), 3 * cfg.Stall / 2} }
+			}
+			begin(t, openHook(t, deps, cfg))
+			eventually(t, "all rows are stored", func() bool { return len(server.stored(t).distinct()) == 3000 })
+		})
+	}
+}
+
+// While the bus takes nothing, a source that has rows in hand ends all the same.
+func TestCensornetEnds(t *testing.T) {
+	t.Parallel()
+	v, server := newVendor(t), newPollServer(t)
+	v.add(rowsOf(3)...)
+	deps := server.deps(t, "a")
+	deps.Drain = time.Millisecond
+	var n atomic.Int64
+	deps.NewOutbox = func() topology.Outbox { n.Add(1); return fullOutbox{} }
+	stop := begin(t, openHook(t, deps, v.config()))
+	eventually(t, "there are rows to store", func() bool { return n.Load() > 0 })
+	ended := make(chan error, 1)
+	go func() { ended <- stop() }()
+	eventually(t, "it ends", func() bool { return len(ended) > 0 })
+}
+
+// fullOutbox is one of a bus that is full.
+type fullOutbox struct{}
+
+func (fullOutbox) Publish(ctx context.Context, _ topology.Message) error { return block(ctx) }
+func (fullOutbox) Quarantine(ctx context.Context, _ *messages.Quarantine) error {
+	return block(ctx)
+}
+func (fullOutbox) Fact(*messages.Fact)             {}
+func (fullOutbox) Flush(ctx context.Context) error { return block(ctx) }
+
+func block(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// slowOutbox takes its time for frames.
+type slowOutbox struct {
+	topology.Outbox
+	takes time.Duration
+}
+
+func (o slowOutbox) Publish(ctx context.Context, m topology.Message) error {
+	pause(ctx, o.takes)
+	return o.Outbox.Publish(ctx, m)
+}
+
 func quarantined(t testing.TB, s *pollServer) (all []*messages.Quarantine) {
 	t.Helper()
 	if err := s.connect(t, "reader").Read(t.Context(), topology.Span{Subject: "penstock.quarantine.>"}, func(m topology.Stored) error {
