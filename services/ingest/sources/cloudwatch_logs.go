@@ -458,8 +458,16 @@ func (s *cloudWatchLogs) pull(ctx context.Context, p *pull) error {
 		if !s.cfg.UseFirstOptimizedRetrieval && s.cfg.StartTime != "" {
 			r.cur.Streams = &logStreams{Until: time.Now().UnixMilli()}
 		}
+		if err := at.move(ctx, &r.cur); err != nil { // "now" must not move on with each plan
+			return err
+		}
 	}
-	return r.run(ctx)
+	if err := r.run(ctx); !errors.Is(err, errGroupGone) {
+		return err
+	}
+	p.log.InfoContext(ctx, "a log group is gone")
+	p.s.planNow()
+	return nil
 }
 
 // logReader reads what is new of one group.
@@ -560,9 +568,7 @@ func (r *logReader) window(ctx context.Context) error {
 		}
 		var none *types.ResourceNotFoundException
 		if errors.As(err, &none) && r.group.arn != "" {
-			r.log.InfoContext(ctx, "a log group is gone")
-			r.s.planNow()
-			return nil
+			return errGroupGone
 		}
 		if err != nil {
 			return err
@@ -599,6 +605,9 @@ type logDocument struct {
 	IngestionTime      int64  `json:"ingestionTime"`
 	Message            string `json:"message"`
 }
+
+// errGroupGone ends the pull of a group that was deleted.
+var errGroupGone = errors.New("the log group is gone")
 
 // whyLogStream: the event is of a stream that is not wanted.
 const whyLogStream = "log_stream"

@@ -330,6 +330,66 @@ func TestLogsPatternAndDeletedGroup(t *testing.T) {
 	}
 }
 
+// covers: F-16: a group that is deleted while much of it is yet to be read keeps no
+// pull busy, also when its lease goes on for another group.
+func TestLogsDeletedBehind(t *testing.T) {
+	w := newWatched(t)
+	gone, other := "/app/gone", ""
+	for i := 0; other == ""; i++ {
+		if name := fmt.Sprintf("/app/%d", i); groupOf("us-east-1:"+name) == groupOf("us-east-1:"+gone) {
+			other = name
+		}
+	}
+	want := w.writeLogs(t, "us-east-1", 10, other)
+	w.writeLogs(t, "us-east-1", 10, gone)
+	var n atomic.Int64
+	w.SetFault(func(op, _, group string) cloud.Fault {
+		if op == "FilterLogEvents" && group == gone && n.Add(1) == 1 {
+			w.DeleteLogGroup("us-east-1", gone)
+		}
+		return cloud.Fault{}
+	})
+	s, _ := w.run(t, "a", "cloudwatch_logs", w.logsConfig("/app/*"), nil)
+	w.untilLogs(t, want)
+	p, _ := s.(*polling)
+	eventually(t, "the group is planned no more, and nothing is at work", func() bool {
+		all, _ := p.shardsOf(groupOf("us-east-1:" + gone))
+		return n.Load() > 0 && len(all) == 1 && len(p.slots) == 0
+	})
+}
+
+// covers: DEV-69: a group without events is read from the first start on, however
+// often it is planned anew before the first event comes.
+func TestLogsQuietStart(t *testing.T) {
+	w := newWatched(t)
+	if err := w.CreateLogStream("us-east-1", "/app/quiet", "s"); err != nil {
+		t.Fatal(err)
+	}
+	cfg := w.logsConfig("/app/quiet")
+	cfg.StartTime = ""
+	var calls atomic.Int64
+	w.SetFault(func(op, _, _ string) cloud.Fault {
+		if op == "FilterLogEvents" {
+			calls.Add(1)
+		}
+		return cloud.Fault{}
+	})
+	s, _ := w.run(t, "a", "cloudwatch_logs", cfg, nil)
+	p, _ := s.(*polling)
+	eventually(t, "it was pulled", func() bool { return calls.Load() > 0 })
+	at := time.Now()
+	eventually(t, "it was planned later than that", func() bool {
+		p.planNow()
+		all, _ := p.shardsOf(groupOf("us-east-1:/app/quiet"))
+		g, _ := all[0].data.(logGroup)
+		return g.from.After(at.Add(time.Millisecond))
+	})
+	if err := w.PutLogEvents("us-east-1", "/app/quiet", "s", cloud.LogEvent{Time: at, Ingested: time.Now(), Message: "first"}); err != nil {
+		t.Fatal(err)
+	}
+	w.untilLogs(t, []string{"first"})
+}
+
 // covers: DEV-65, DEV-161: a region that denies does not stop the others, is named,
 // and is read once it is allowed.
 func TestLogsDeniedRegion(t *testing.T) {
