@@ -344,9 +344,9 @@ func (t *trail) cut(lane trailLane, at trailCursor, end time.Time) []shard {
 		if !from.Before(to) {
 			break
 		}
-		const form = "2006-01-02T15:04:05Z"
+		// Not by its end, which moves on with the clock while the slot is read.
 		slots = append(slots, shard{
-			name: lane.name + " " + from.Format(form) + "/" + to.Format(form), once: true, data: trailSlot{lane: lane, from: from, to: to},
+			name: lane.name + " " + from.Format("2006-01-02T15:04:05Z"), once: true, data: trailSlot{lane: lane, from: from, to: to},
 		})
 		from = to
 	}
@@ -384,8 +384,9 @@ func (t *trail) pull(ctx context.Context, p *pull) error {
 	t.mu.Lock()
 	halved := t.halved[p.shard.name]
 	t.mu.Unlock()
-	if half := slot.to.Sub(slot.from) >> halved; half >= time.Second {
-		slot.to = slot.from.Add(half.Truncate(time.Second))
+	if halved > 0 {
+		half := slot.to.Sub(slot.from) >> halved
+		slot.to = slot.from.Add(max(time.Second, half.Truncate(time.Second)))
 	}
 	for _, lookup := range t.lookups {
 		switch again, err := t.walk(ctx, p, slot, lookup); {

@@ -417,6 +417,11 @@ func TestTrailCursor(t *testing.T) {
 	if want := []string{"-20 0", "0 60", "120 130", "140 180", "180 200"}; !slices.Equal(got, want) {
 		t.Errorf("slots %q, want %q", got, want)
 	}
+	// A slot that is being read must stay the same piece of work while time goes on.
+	earlier, later := tr.cut(trailLane{name: "l"}, trailCursor{Until: at(0)}, at(1)), tr.cut(trailLane{name: "l"}, trailCursor{Until: at(0)}, at(2))
+	if earlier[0].name != later[0].name {
+		t.Errorf("the slot that is not full yet is %q, then %q", earlier[0].name, later[0].name)
+	}
 	if n := len(tr.cut(trailLane{name: "l"}, trailCursor{Until: at(0)}, at(60*1000))); n != openSlots {
 		t.Errorf("%d open slots, want %d", n, openSlots)
 	}
