@@ -68,8 +68,9 @@ func openCWMetrics(_ CWMetricsConfig, _ Deps) (Format, error) {
 // cwMetrics decodes data points of CloudWatch metrics. Their type is
 // cloud.aws.cloudwatch.metrics.
 //
-//   - id: account, region, namespace, metric, dimensions in order, statistic, period
-//     and time; with the revision that the poller gives a value which has changed.
+//   - id: account, region, namespace, metric, dimensions in order (as they stand
+//     where they are no object), statistic, period and time; with the revision that
+//     the poller gives a value which has changed.
 //     A point of a metric stream has all statistics in one, and its unit instead.
 //   - time: timestamp, RFC 3339 or in milliseconds.
 //   - account, region: of the point, else those that the source asked.
@@ -138,8 +139,15 @@ func (m *cwMetrics) Decode(rec []byte, d *Doc) error {
 // their names, each value with its length so that no two lists are the same bytes.
 func (m *cwMetrics) appendDimensions(dst, rec []byte) []byte {
 	dst = append(dst, kindCWMetrics...)
-	if !m.begins(rec, cmDimensions, '{') {
+	switch {
+	case m.scan.found[cmDimensions].kind == absent:
 		return dst
+	case !m.begins(rec, cmDimensions, '{'): // of another writer, as they stand
+		at := m.scan.found[cmDimensions].start
+		if m.scan.found[cmDimensions].kind == text {
+			at-- // with its quote
+		}
+		return append(dst, rec[at:at+skip(rec[at:])]...)
 	}
 	m.members = m.members[:0]
 	for c := document.Members(rec[m.scan.found[cmDimensions].start:]); len(m.members) < maxDimensions; {
