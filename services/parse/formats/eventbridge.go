@@ -105,7 +105,7 @@ func (e *eventBridge) Decode(rec []byte, d *Doc) error {
 	d.Odd |= odd
 	d.Account, d.Region = e.account(rec, ebAccount), e.region(rec, ebRegion)
 	switch {
-	case e.is(rec, ebSource, sourceGuardDuty) && e.has(ebFindingID):
+	case e.is(rec, ebSource, sourceGuardDuty) && e.has(ebFindingID) && e.has(ebFindingUpdated):
 		e.identify(rec, d, kindGuardDuty, ebFindingID, ebFindingUpdated)
 		e.time(rec, d, e.first(ebFindingUpdated, ebTime))
 		d.Account, d.Region = e.account(rec, e.first(ebFindingAccount, ebAccount)), e.region(rec, e.first(ebFindingRegion, ebRegion))

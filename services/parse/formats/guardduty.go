@@ -139,7 +139,11 @@ func (g *guardDuty) Decode(rec []byte, d *Doc) error {
 	case g.has(gdSDK+gdID) && !g.has(gdBare+gdID):
 		at = gdSDK
 	}
-	g.identify(rec, d, kindGuardDuty, at+gdID, at+gdUpdated)
+	if at == gdBare && g.has(gdTime) && !g.has(gdBare+gdUpdated) { // an envelope of something else
+		g.identify(rec, d, kindEventBridge, gdBare+gdID)
+	} else {
+		g.identify(rec, d, kindGuardDuty, at+gdID, at+gdUpdated)
+	}
 	updated := at + gdUpdated
 	if g.scan.found[updated].kind == absent && g.has(gdTime) {
 		updated = gdTime

@@ -77,14 +77,15 @@ func (o *objectReader) is(rec []byte, slot int, want string) bool {
 	return f.kind == text && string(rec[f.start:f.end]) == want
 }
 
-// identify makes the id of d of kind and the values at slots. Without the first of
-// them there is no natural id.
+// identify makes the id of d of kind and the values at slots. Without the first two
+// of them there is no natural id: without the second, what was updated in place
+// would be a duplicate of what it was before.
 func (o *objectReader) identify(rec []byte, d *Doc, kind []byte, slots ...int) {
 	o.copies = o.copies[:0]
 	parts := append(o.parts[:0], kind)
 	for i, slot := range slots {
 		v := o.keep(rec, slot)
-		if i == 0 && len(v) == 0 {
+		if i < 2 && len(v) == 0 {
 			d.Odd |= NoID
 			return
 		}

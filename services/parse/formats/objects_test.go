@@ -177,3 +177,29 @@ func BenchmarkJSON(b *testing.B) {
 		}
 	}
 }
+
+// A finding is updated in place. Where the time of the update is missing, its id
+// alone would make duplicates of all updates.
+// covers: F-8, F-13, F-14
+func TestFindingsWithoutUpdate(t *testing.T) {
+	const envelope = `{"id":"e","detail-type":"x","source":"aws.guardduty","time":"2026-01-05T07:44:54Z","detail":{"id":"f","service":{"count":3}}}`
+	for _, tt := range []struct {
+		format, rec string
+		want        messages.ID
+	}{
+		{"guardduty", `{"id":"f","service":{"count":3}}`, messages.ID{}},
+		{"guardduty", `{"Id":"f","UpdatedAt":null}`, messages.ID{}},
+		{"guardduty", envelope, messages.NewID(kindEventBridge, []byte("e"))},
+		{"eventbridge", envelope, messages.NewID(kindEventBridge, []byte("e"))},
+		{"securityhub", `{"Id":"f","ProductArn":"p"}`, messages.ID{}},
+		{"securityhub", `{"id":"e","detail-type":"Security Hub Findings - Imported","time":"2026-01-05T07:44:54Z","detail":{"findings":[{"Id":"f","ProductArn":"p"}]}}`, messages.ID{}},
+	} {
+		var d Doc
+		if err := open(t, tt.format, nil, Deps{}).Decode([]byte(tt.rec), &d); err != nil {
+			t.Fatal(err)
+		}
+		if d.ID != tt.want || d.HasID != (tt.want != messages.ID{}) || d.HasID == (d.Odd&NoID != 0) {
+			t.Errorf("%s: %s: %s", tt.format, tt.rec, d.render())
+		}
+	}
+}
