@@ -240,8 +240,9 @@ func (s *guardDutyAPI) pull(ctx context.Context, p *pull) error {
 		return nil
 	}
 	p.reached(began.Add(-s.cfg.Overlap))
-	// Source: formats F-13.
-	if back := newest - s.cfg.Overlap.Milliseconds(); back > cur.Since {
+	// Not beyond settled: a finding that was updated during the pull, or by a clock that
+	// is ahead, must not take from the overlap. Source: formats F-13.
+	if back := min(newest-s.cfg.Overlap.Milliseconds(), settled); back > cur.Since {
 		cur.Since = back
 		return at.move(ctx, &cur)
 	}

@@ -115,6 +115,23 @@ func TestGuardDutyMoves(t *testing.T) {
 	w.untilFindings(t, want[30:]...) // the first ones may have moved before they were read
 }
 
+// covers: DEV-118, F-13: a finding that was updated after the pull had begun, or by a
+// clock that is ahead, takes nothing from the overlap.
+func TestGuardDutyAhead(t *testing.T) {
+	w := newWatched(t)
+	ahead := w.find(t, "", "d1", finding("ahead", w.now.Add(time.Hour), false))
+	_, stop := w.run(t, "a", "guardduty", w.findingsConfig(), nil)
+	w.untilFindings(t, ahead)
+	calls := w.Calls("ListFindings")
+	eventually(t, "the cursor has moved", func() bool { return w.Calls("ListFindings") > calls+1 })
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	late := w.find(t, "", "d1", finding("late", w.now, false))
+	w.run(t, "b", "guardduty", w.findingsConfig(), nil)
+	w.untilFindings(t, ahead, late)
+}
+
 // covers: DEV-118, DEV-161, F-13: killed again and again in the middle of a page, throttled,
 // with page tokens that expire, nothing is lost.
 func TestGuardDutyTrouble(t *testing.T) {
