@@ -2,6 +2,7 @@ package sources
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -488,6 +489,33 @@ func TestPollStatistics(t *testing.T) {
 	})
 	if n := len(log.with("level=INFO", "the source is set up", "shards=1", "period=1s")); n != 1 {
 		t.Errorf("%d lines on the set-up", n)
+	}
+}
+
+// A record that fits into a message of the bus, but not with its header, goes to
+// quarantine, and nothing waits for it.
+func TestPollRecordAtTheLimit(t *testing.T) {
+	server := newPollServer(t)
+	deps := server.deps(t, "a")
+	src, err := openPoller(deps, fastPoll(), &counter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := src.(*polling)
+	p := &pull{caller: s.caller(t.Context(), "x")}
+	most := int(deps.Bus.MaxPayload())
+	bytes := make([]byte, most)
+	_, _ = rand.Read(bytes)
+	pg := &page{api: "test:Large", format: "json", records: [][]byte{bytes[:most-5000]}}
+	over := len(p.write(pg).frames[0].Data) - len(pg.records[0])
+	pg.records[0] = bytes[:most-over-10]
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := p.store(ctx, pg); err != nil {
+		t.Fatal(err)
+	}
+	if q := quarantined(t, server); len(q) != 1 || q[0].GetCode() != errPageTooLarge.Code {
+		t.Errorf("quarantined %d", len(q))
 	}
 }
 

@@ -169,6 +169,10 @@ type written struct {
 	parsed     *messages.Parsed
 }
 
+// messageHeader is what a message has room for beside a frame: its ids and its trace.
+// The server counts them. Unit: bytes.
+const messageHeader = 1024
+
 // write makes frames of a page.
 func (p *pull) write(pg *page) *written {
 	origin := &messages.Origin{
@@ -184,7 +188,7 @@ func (p *pull) write(pg *page) *written {
 	w := &written{source: p.s.deps.Name, origin: origin, fetched: &messages.Fetched{
 		Pull: origin.GetPull(), Source: p.s.deps.Name, End: messages.Fetched_END_COMPLETE,
 	}}
-	raw := w.cut(pg, p.s.deps.Bus.MaxPayload())
+	raw := w.cut(pg, p.s.deps.Bus.MaxPayload()-messageHeader)
 	next := uint64(len(pg.records))
 	for _, b := range pg.bad {
 		w.refuse(next, 1, b.bytes, messages.Quarantine_HOLDS_BYTES, pg.format, b.err)
