@@ -23,7 +23,8 @@ import (
 // may be at it: what moves a position must be fenced, as [Cursor.Set] is. When run
 // returns while the name is still there, it is called again, here or elsewhere.
 //
-// Share returns when every run has returned. It fails only at once: bus.lease_failed.
+// Share returns when every run has returned. While leases are not to be had it tries
+// on, so its error is nil.
 func (b *Bus) Share(ctx context.Context, group string, names func() []string, run func(ctx context.Context, name string) error) error {
 	s := &share{names: map[string]string{}}
 	g := &leases{bus: b, group: token(group), me: b.options.Name, list: func() []string { return s.encode(names()) }}
