@@ -73,6 +73,7 @@ func newColumns(names []string, slots func(name string) (slot int, numeric bool)
 	for _, r := range reserved {
 		used[r] = true
 	}
+	numbers := map[string]int{} // the last one behind a name
 	taken := map[int]bool{}
 	for i, name := range names {
 		c := column{name: strings.ToValidUTF8(name, "\uFFFD"), slot: -1}
@@ -84,8 +85,9 @@ func newColumns(names []string, slots func(name string) (slot int, numeric bool)
 		if c.name == "" {
 			c.name = columnName(i)
 		}
-		for n, base := 2, c.name; used[c.name]; n++ {
-			c.name = base + "_" + strconv.Itoa(n)
+		for base := c.name; used[c.name]; {
+			n := max(numbers[base], 1) + 1
+			c.name, numbers[base] = base+"_"+strconv.Itoa(n), n
 		}
 		used[c.name] = true
 		c.key = newKey(c.name)

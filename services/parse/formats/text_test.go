@@ -198,3 +198,24 @@ func TestFieldsStandOnce(t *testing.T) {
 		}
 	}
 }
+
+// A header of equal names costs no more than another one: a file may have a header
+// before each line.
+func TestColumnsOfOneName(t *testing.T) {
+	names := make([]string, maxColumns)
+	for i := range names {
+		names[i] = "a"
+	}
+	none := func(string) (int, bool) { return -1, false }
+	if n := testing.AllocsPerRun(1, func() { newColumns(names, none) }); n > 10*maxColumns {
+		t.Errorf("%v allocations for %d columns", n, maxColumns)
+	}
+	cols := newColumns([]string{"a", "a", "a_2", "a", "a_2"}, none)
+	var got []string
+	for _, c := range cols {
+		got = append(got, c.name)
+	}
+	if want := "a a_2 a_2_2 a_3 a_2_3"; strings.Join(got, " ") != want {
+		t.Errorf("%v, want %s", got, want)
+	}
+}
