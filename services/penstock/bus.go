@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -33,6 +34,9 @@ func (f *busFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.store, "store", "", "folder of a penstock that runs on this machine with the server inside it")
 }
 
+// answerWithin is how long a command waits for a server that does not answer.
+var answerWithin = 10 * time.Second
+
 // connect finds the bus: by URL, by the folder of a running penstock, or by the
 // configuration, in this order.
 func (f *busFlags) connect(ctx context.Context) (*topology.Bus, File, error) {
@@ -49,7 +53,8 @@ func (f *busFlags) connect(ctx context.Context) (*topology.Bus, File, error) {
 	if f.store != "" {
 		file.Bus.URL, file.Bus.Store = "", f.store
 	}
-	if file.Bus.URL == "" {
+	inside := file.Bus.URL == ""
+	if inside {
 		access, err := os.ReadFile(filepath.Join(file.Bus.Store, topology.AccessFile))
 		if err != nil {
 			return nil, file, usageError{fmt.Errorf("no penstock with a server inside seems to run in %s (%w); start it, or name the servers with --nats", file.Bus.Store, err)}
@@ -59,6 +64,11 @@ func (f *busFlags) connect(ctx context.Context) (*topology.Bus, File, error) {
 		file.Bus.URL = strings.TrimSpace(string(access))
 	}
 	log := slog.New(slog.DiscardHandler) // a command answers, it does not log
-	bus, err := topology.Connect(ctx, file.Bus.options(fmt.Sprintf("penstock-command-%d", os.Getpid()), log))
+	wait, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	bus, err := topology.Connect(wait, file.Bus.options(fmt.Sprintf("penstock-command-%d", os.Getpid()), log))
+	if err != nil && inside && ctx.Err() == nil {
+		err = fmt.Errorf("%w; the penstock that ran in %s seems to have ended: start it again", err, file.Bus.Store)
+	}
 	return bus, file, err
 }
