@@ -96,6 +96,7 @@ func goldenQuarantine() *Quarantine {
 		Origin: testOrigin(0), Record: 7, Records: 1, Offset: 4711, Length: 20, Payload: []byte(`{"eventID":"unfinish`), Cut: true,
 		Holds: Quarantine_HOLDS_RECORD, Attempts: 3, Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 		Penstock: "v0.1.0", Time: 1_714_521_660_000_000_000, Subject: "penstock.record.trail", Format: "cloudtrail", Destination: "archive",
+		Header: []byte("version account-id"),
 	}
 }
 

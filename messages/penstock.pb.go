@@ -760,7 +760,10 @@ type Quarantine struct {
 	Subject string `protobuf:"bytes,19,opt,name=subject,proto3" json:"subject,omitempty"`
 	Format  string `protobuf:"bytes,20,opt,name=format,proto3" json:"format,omitempty"`
 	// destination that refused it, for stage deliver.
-	Destination   string `protobuf:"bytes,21,opt,name=destination,proto3" json:"destination,omitempty"`
+	Destination string `protobuf:"bytes,21,opt,name=destination,proto3" json:"destination,omitempty"`
+	// header is the line that names the columns of the payload's records, as in
+	// Frame: a redrive needs it.
+	Header        []byte `protobuf:"bytes,22,opt,name=header,proto3" json:"header,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -940,6 +943,13 @@ func (x *Quarantine) GetDestination() string {
 		return x.Destination
 	}
 	return ""
+}
+
+func (x *Quarantine) GetHeader() []byte {
+	if x != nil {
+		return x.Header
+	}
+	return nil
 }
 
 // Facts is a handful of ledger facts of one stage, stored as one. Stream LEDGER.
@@ -1859,7 +1869,7 @@ const file_penstock_proto_rawDesc = "" +
 	"\x0fmessage_records\x18\x17 \x03(\rR\x0emessageRecords\x12!\n" +
 	"\fmessage_sent\x18\x18 \x03(\x12R\vmessageSent\x12\x1b\n" +
 	"\tbody_size\x18\x1e \x01(\x04R\bbodySize\x12\x12\n" +
-	"\x04body\x18\x1f \x01(\fR\x04body\"\xca\x05\n" +
+	"\x04body\x18\x1f \x01(\fR\x04body\"\xe2\x05\n" +
 	"\n" +
 	"Quarantine\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x0e\n" +
@@ -1883,7 +1893,8 @@ const file_penstock_proto_rawDesc = "" +
 	"\x04time\x18\x12 \x01(\x03R\x04time\x12\x18\n" +
 	"\asubject\x18\x13 \x01(\tR\asubject\x12\x16\n" +
 	"\x06format\x18\x14 \x01(\tR\x06format\x12 \n" +
-	"\vdestination\x18\x15 \x01(\tR\vdestination\"\x85\x01\n" +
+	"\vdestination\x18\x15 \x01(\tR\vdestination\x12\x16\n" +
+	"\x06header\x18\x16 \x01(\fR\x06header\"\x85\x01\n" +
 	"\x05Holds\x12\x11\n" +
 	"\rHOLDS_UNKNOWN\x10\x00\x12\x10\n" +
 	"\fHOLDS_RECORD\x10\x01\x12\x0f\n" +

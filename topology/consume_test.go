@@ -421,7 +421,7 @@ func TestStockWatermillSubscriberReadsEvents(t *testing.T) {
 // A message beyond the server's payload limit is refused for good, not retried.
 func TestTooLargeMessageIsRejected(t *testing.T) {
 	b := testBus(t, Limits{})
-	err := b.NewOutbox(Fetch).Publish(t.Context(), Message{Subject: RecordSubject("s"), ID: "big", Data: make([]byte, messages.MaxFrame+1)})
+	err := b.NewOutbox(Fetch).Publish(t.Context(), Message{Subject: RecordSubject("s"), ID: "big", Data: make([]byte, messages.MaxFrame-headerRoom+1)})
 	if !errors.Is(err, errTooLarge) || fault.ClassOf(err) != fault.Reject {
 		t.Fatalf("got %v", err)
 	}

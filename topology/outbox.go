@@ -161,12 +161,16 @@ func (o *outbox) failed() error {
 	return o.err
 }
 
+// headerRoom is what the headers of a message may take of the largest message that
+// the server takes: its id and the trace. Unit: bytes.
+const headerRoom = 4096
+
 // Publish implements Outbox.
 func (o *outbox) Publish(ctx context.Context, m Message) error {
 	if err := o.failed(); err != nil {
 		return err
 	}
-	if int64(len(m.Data)) > o.bus.MaxPayload() {
+	if int64(len(m.Data))+headerRoom > o.bus.MaxPayload() {
 		return errTooLarge.New(nil, "publish %d bytes to %s, the server takes %d", len(m.Data), m.Subject, o.bus.MaxPayload())
 	}
 	size := min(int64(len(m.Data))+512, o.bus.options.PublishWindow)
@@ -194,7 +198,7 @@ func (o *outbox) Publish(ctx context.Context, m Message) error {
 func (o *outbox) Quarantine(ctx context.Context, q *messages.Quarantine) error {
 	fillQuarantine(ctx, o.stage, q)
 	data := messages.EncodeQuarantine(q)
-	if most := o.bus.MaxPayload() - 4096; int64(len(data)) > most {
+	if most := o.bus.MaxPayload() - headerRoom; int64(len(data)) > most {
 		keep := max(0, int64(len(q.Payload))-(int64(len(data))-most))
 		q.Payload, q.Cut = q.Payload[:keep], true
 		data = messages.EncodeQuarantine(q)

@@ -353,7 +353,7 @@ func (in *input) quarantine(ctx context.Context, msg *topology.In[messages.View]
 			Code: fault.CodeOf(b.err), Reason: b.err.Error(),
 			Origin: origin, Record: record, Records: 1,
 			Offset: -1, Length: int64(b.to - b.from), Payload: in.body[b.from:b.to],
-			Holds: messages.Quarantine_HOLDS_RECORD, Attempts: uint32(msg.Attempt), Subject: msg.Subject,
+			Holds: messages.Quarantine_HOLDS_RECORD, Attempts: uint32(msg.Attempt), Subject: msg.Subject, Header: in.head,
 		}
 		g.Go(func() error { return out.Quarantine(ctx, q) })
 	}
