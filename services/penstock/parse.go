@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -88,7 +89,8 @@ type trial struct {
 
 	fetch   *fetch.Fetch
 	parse   *parse.Parse
-	rows    []row // what the frame of records at hand becomes
+	mu      sync.Mutex // groups and refusals of one frame come at once
+	rows    []row      // what the frame of records at hand becomes
 	bad     []refusal
 	parsing bool // refusals come in any order
 	events  int
@@ -183,6 +185,8 @@ func (t *trial) Publish(ctx context.Context, m topology.Message) error {
 
 // Quarantine implements topology.Outbox.
 func (t *trial) Quarantine(_ context.Context, q *messages.Quarantine) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.refused[q.GetCode()]++
 	r := refusal{q.GetRecord(), q.GetCode(), q.GetReason(), fmt.Sprintf("record %d", q.GetRecord()), q.GetPayload()}
 	if q.GetOffset() >= 0 {
@@ -243,6 +247,8 @@ func (g grouped) Publish(_ context.Context, m topology.Message) error {
 	if err != nil {
 		return err
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.types[view.EventType()] += view.Len()
 	for i, length := range columns.Lengths {
 		g.rows = append(g.rows, row{
