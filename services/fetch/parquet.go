@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -300,7 +301,7 @@ func (p *parquetFile) next() (row []byte, err error) {
 	}
 	p.left--
 	row, err = p.row.next()
-	if err == errRowTooLarge { // our own, never wrapped
+	if errors.Is(err, errRowTooLarge) {
 		p.rowSize = int64(len(p.row.buf))
 		err = p.row.drain()
 	}

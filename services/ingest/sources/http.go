@@ -512,8 +512,9 @@ func (s *httpSource) Run(ctx context.Context) error {
 	if server.Shutdown(work) != nil {
 		_ = server.Close()
 	}
-	h.serving.Lock()   // a cut connection does not end its handler at once
-	h.serving.Unlock() //nolint:staticcheck // nothing is guarded, only waited for
+	h.serving.Lock() // a cut connection does not end its handler at once
+	//lint:ignore SA2001 nothing is guarded, only waited for
+	h.serving.Unlock() //nolint:staticcheck // as above
 	h.storing.Wait()   // what is stored after its sender was answered
 	if err == nil {
 		if served := <-served; !errors.Is(served, http.ErrServerClosed) {

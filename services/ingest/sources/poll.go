@@ -167,7 +167,7 @@ func openPoller(deps Deps, cfg PollConfig, kind poller) (Source, error) {
 	log := deps.Log.With("source", deps.Name)
 	return &polling{
 		kind: kind, cfg: cfg, deps: deps, log: log, tracer: otel.Tracer("github.com/penstock/penstock/services/ingest/sources"),
-		slots: make(chan struct{}, cfg.Parallel), health: newPollHealth(deps.Name, log),
+		slots: make(chan struct{}, cfg.Parallel), health: newPollHealth(deps.Name, cfg.Period, log),
 		groups: map[string][]shard{}, changed: make(chan struct{}), replan: make(chan struct{}, 1),
 	}, nil
 }

@@ -524,7 +524,7 @@ func TestPollRecordAtTheLimit(t *testing.T) {
 func TestPollLate(t *testing.T) {
 	log := newLines()
 	s := &polling{
-		cfg: PollConfig{Period: time.Minute}, deps: Deps{Name: "late"}, log: slog.New(log), health: newPollHealth("late", pollLog()),
+		cfg: PollConfig{Period: time.Minute}, deps: Deps{Name: "late"}, log: slog.New(log), health: newPollHealth("late", time.Minute, pollLog()),
 		replan: make(chan struct{}, 1),
 	}
 	for _, tc := range []struct {

@@ -108,6 +108,10 @@ type pollHealth struct {
 	plan   error
 	asked  bool // a plan was made, or tried
 	shards map[string]*shardHealth
+	// done is when a shard that could be read came to its end, as time slots do. For
+	// so long as grace it tells that not all is failing.
+	done  time.Time
+	grace time.Duration
 }
 
 type shardHealth struct {
@@ -116,12 +120,13 @@ type shardHealth struct {
 	times  int
 	since  time.Time
 	logged bool
+	worked bool
 	until  time.Time
 }
 
-func newPollHealth(source string, log *slog.Logger) *pollHealth {
+func newPollHealth(source string, period time.Duration, log *slog.Logger) *pollHealth {
 	mUp.WithLabelValues(source).Set(0)
-	return &pollHealth{source: source, log: log, shards: map[string]*shardHealth{}, plan: errNoPlan.New(nil, "plan what to pull")}
+	return &pollHealth{source: source, log: log, shards: map[string]*shardHealth{}, grace: 2*period + time.Minute, plan: errNoPlan.New(nil, "plan what to pull")}
 }
 
 func (h *pollHealth) planned(ctx context.Context, err error) {
@@ -191,7 +196,7 @@ func (h *pollHealth) worked(ctx context.Context, shard string) {
 	h.mu.Lock()
 	s := h.of(shard)
 	before := *s
-	s.err, s.code, s.times, s.logged = nil, "", 0, false
+	s.err, s.code, s.times, s.logged, s.worked = nil, "", 0, false, true
 	h.tell()
 	h.mu.Unlock()
 	if before.logged {
@@ -202,6 +207,9 @@ func (h *pollHealth) worked(ctx context.Context, shard string) {
 func (h *pollHealth) forget(shard string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if s := h.shards[shard]; s != nil && s.worked && s.err == nil {
+		h.done = time.Now()
+	}
 	delete(h.shards, shard)
 	h.tell()
 }
@@ -229,17 +237,24 @@ func (h *pollHealth) tell() {
 		mPollUntil.WithLabelValues(h.source).Set(float64(until.UnixMilli()) / 1000)
 	}
 	up := 0.0
-	if h.plan == nil && (failing == 0 || failing < len(h.shards)) {
+	if h.plan == nil && (failing == 0 || failing < len(h.shards) || h.lately()) {
 		up = 1
 	}
 	mUp.WithLabelValues(h.source).Set(up)
 }
+
+// lately tells whether a shard that is not there any more could be read a short while
+// ago. h.mu is held.
+func (h *pollHealth) lately() bool { return time.Since(h.done) < h.grace }
 
 func (h *pollHealth) err() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.plan != nil {
 		return h.plan
+	}
+	if h.lately() {
+		return nil
 	}
 	var failing error
 	for _, name := range slices.SortedFunc(maps.Keys(h.shards), strings.Compare) {

@@ -762,11 +762,14 @@ func (s *sqsSource) count(ctx context.Context, outcomes []outcome) {
 	}
 }
 
+// firstBackoff is shorter in tests, which wait for it in real time.
+var firstBackoff = 500 * time.Millisecond
+
 // backoff doubles a pause from half a second to a minute, with jitter.
 type backoff struct{ n int }
 
 func (b *backoff) next() time.Duration {
-	d := min(500*time.Millisecond<<min(b.n, 7), time.Minute)
+	d := min(firstBackoff<<min(b.n, 7), time.Minute)
 	b.n++
 	return d/2 + mathrand.N(d/2+1) //nolint:gosec // jitter needs no secret
 }

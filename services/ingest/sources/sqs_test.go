@@ -32,7 +32,10 @@ import (
 	"github.com/penstock/penstock/topology"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	firstBackoff /= 10
+	goleak.VerifyTestMain(m)
+}
 
 // fakeQueue is a small standard queue in memory. It goes by time.Now, so that in
 // a synctest bubble hours pass at once.
@@ -583,6 +586,8 @@ func TestRedelivered(t *testing.T) {
 
 // covers: DEV-E48, DEV-161.
 func TestAccessDeniedAndBack(t *testing.T) {
+	firstBackoff *= 10 // in a bubble, hours take no time
+	defer func() { firstBackoff /= 10 }()
 	synctest.Test(t, func(t *testing.T) {
 		q := newFakeQueue(s3Event(created("logs", "a")))
 		err := error(&smithy.OperationError{ServiceID: "SQS", OperationName: "ReceiveMessage", Err: &smithy.GenericAPIError{Code: "AccessDenied", Message: "no"}})

@@ -7,10 +7,10 @@ import (
 )
 
 // openFrame makes a decoder and tells it about a frame.
-func openFrame(t testing.TB, name, key, columns string) Decoder {
+func openFrame(t testing.TB, name, columns string) Decoder {
 	t.Helper()
 	dec := open(t, name, nil, Deps{})
-	if err := begin(dec, key, []byte(columns)); err != nil {
+	if err := begin(dec, "", []byte(columns)); err != nil {
 		t.Fatal(err)
 	}
 	return dec

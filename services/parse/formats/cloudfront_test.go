@@ -53,7 +53,7 @@ func TestCloudFrontID(t *testing.T) {
 		{"", `{"x-edge-request-id":"R1=="}`},
 		{"", `{"x_edge_request_id":"R1\u003d="}`},
 	} {
-		dec := openFrame(t, "cloudfront", "", tt.columns)
+		dec := openFrame(t, "cloudfront", tt.columns)
 		if err := dec.Decode([]byte(tt.rec), &d); err != nil || !d.HasID || d.ID != want {
 			t.Errorf("%s: id %v (%v)", tt.rec, d.ID, err)
 		}
@@ -130,7 +130,7 @@ func BenchmarkCloudFront(b *testing.B) {
 			i, i%250, i)
 		size += len(recs[i]) + 1
 	}
-	dec := openFrame(b, "cloudfront", "", cloudFrontHeader)
+	dec := openFrame(b, "cloudfront", cloudFrontHeader)
 	b.SetBytes(int64(size))
 	b.ReportAllocs()
 	var d Doc

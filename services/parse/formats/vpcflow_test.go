@@ -101,7 +101,7 @@ func TestVPCFlowHeaders(t *testing.T) {
 
 // A huge field is no reason to refuse a line.
 func TestVPCFlowHugeField(t *testing.T) {
-	dec := openFrame(t, "vpcflow", "", "version srcaddr dstaddr end")
+	dec := openFrame(t, "vpcflow", "version srcaddr dstaddr end")
 	var d Doc
 	huge := strings.Repeat("x", 1<<20)
 	if err := dec.Decode([]byte("2 "+huge+" 192.0.2.1 1767600000"), &d); err != nil {
@@ -172,7 +172,7 @@ func BenchmarkVPCFlow(b *testing.B) {
 			i, i%250, i%200, 1024+i, i+1, 840*i, i, i+58)
 		size += len(recs[i]) + 1
 	}
-	dec := openFrame(b, "vpcflow", "", vpcDefault)
+	dec := openFrame(b, "vpcflow", vpcDefault)
 	b.SetBytes(int64(size))
 	b.ReportAllocs()
 	var d Doc
