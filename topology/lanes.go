@@ -261,13 +261,38 @@ func emptyFrame() []byte { return messages.NewBuilder(messages.Header{}).Encode(
 func (l *Lane) commit(ctx context.Context, output, fresh []byte, input uint64) error {
 	msg := toNATS(ctx, Message{Subject: UniqueSubject(l.number), ID: fmt.Sprintf("d%d/%d", l.number, input), Data: output})
 	msg.Header.Set(headerInput, strconv.FormatUint(input, 10))
-	seq, err := l.bus.storeAfter(ctx, msg, l.output)
+	seq, err := l.storeUnstuck(ctx, msg)
 	if err != nil {
 		return err
 	}
 	l.output, l.input = seq, input
 	l.fresh = append(l.fresh, fresh...)
 	return nil
+}
+
+// laneStuck is how long a lane waits for room in UNIQUE before it makes some.
+const laneStuck = time.Second
+
+// storeUnstuck stores the lane's next frame. UNIQUE is trimmed up to the last
+// snapshot, so a lane that waits for room there takes one: nobody else can.
+func (l *Lane) storeUnstuck(ctx context.Context, msg *nats.Msg) (seq uint64, err error) {
+	stored := make(chan struct{})
+	last := l.output
+	go func() {
+		defer close(stored)
+		seq, err = l.bus.storeAfter(ctx, msg, last)
+	}()
+	stuck := time.NewTimer(laneStuck)
+	defer stuck.Stop()
+	select {
+	case <-stored:
+		return seq, err
+	case <-stuck.C:
+	}
+	// What the snapshot takes, only commit changes, and it waits here.
+	snapshotErr := l.snapshot(ctx)
+	<-stored
+	return seq, errors.Join(err, snapshotErr)
 }
 
 // due says whether it is time for a snapshot.

@@ -3,6 +3,8 @@ package topology
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -171,4 +173,40 @@ func TestLanesMoveWhenAMemberGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "c owns all", func() bool { return count("c") == 8 })
+}
+
+// A lane that fills UNIQUE before its next snapshot is due makes room by itself.
+// covers: LIM-13
+func TestLaneMakesRoomForItself(t *testing.T) {
+	b := testBus(t, Limits{Disk: 64 << 20, Lanes: 1}) // UNIQUE: 8 MiB
+	run(t, b.Keep)
+	run(t, func(ctx context.Context) error { return b.Lanes(ctx, time.Hour, openMap) })
+	run(t, func(ctx context.Context) error {
+		return Consume(ctx, b, RouteConsumer, raw, func(context.Context, In[[]byte], Outbox) error { return nil })
+	})
+	const frames = 24
+	noise := make([]byte, 1<<20)
+	random := rand.NewChaCha8([32]byte{})
+	published := make(chan error, 1)
+	go func() {
+		out := b.NewOutbox(Parse)
+		for i := range frames {
+			_, _ = random.Read(noise)
+			f := messages.NewBuilder(messages.Header{Source: "s", Format: "json", EventType: "a.b"})
+			f.Origin(&messages.Origin{Pull: messages.NewPull("p")})
+			f.Add(messages.Event{ID: messages.NewID([]byte(strconv.Itoa(i))), Doc: noise})
+			if err := out.Publish(t.Context(), Message{Subject: ParsedSubject(0), ID: strconv.Itoa(i), Data: f.Encode(nil)}); err != nil {
+				published <- err
+				return
+			}
+		}
+		published <- out.Flush(t.Context())
+	}()
+	await(t, "all frames went through", func() bool {
+		last, err := b.last(t.Context(), UniqueSubject(0))
+		return err == nil && last != nil && last.Header.Get(headerInput) == strconv.Itoa(frames)
+	})
+	if err := <-published; err != nil {
+		t.Fatal(err)
+	}
 }
