@@ -612,7 +612,8 @@ func TestBreakerLetsOneBatchProbe(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		if sink.most != 8 || len(sink.done) != 40 {
+		// How many meet depends on when the one that probed is told.
+		if sink.most < 4 || sink.most > 8 || len(sink.done) != 40 {
 			t.Errorf("afterwards %d calls at once, %d delivered", sink.most, len(sink.done))
 		}
 	})
