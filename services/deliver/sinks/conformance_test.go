@@ -26,12 +26,19 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // nil where the kind cannot have it.
 type world struct {
 	sink Sink
-	// received returns the whole lines at the far side.
+	// received returns the events at the far side, each as a line in the form of the
+	// envelope: a kind with another form translates. What was cut is left out.
 	received func() []string
 	// secrets must not show up anywhere.
 	secrets []string
 	// Each trouble returns what ends it.
 	outage, denial, hang, throttle, cut func() (heal func())
+	// partial makes the far side refuse, for good, the events whose number divides by
+	// three, and no others.
+	partial func() (heal func())
+	// untrusted opens the kind towards a far side whose certificate it has no reason to
+	// trust; reached tells whether any event got there.
+	untrusted func() (s Sink, reached func() bool)
 	// hangs is how long a call may take while the far side hangs.
 	hangs time.Duration
 	// cannot says why a trouble is nil.
@@ -39,11 +46,13 @@ type world struct {
 	done   func()
 }
 
-// harnesses has one entry per kind. A kind without one fails the suite.
-var harnesses = map[string]func(t *testing.T) *world{
-	"http":   httpWorld,
-	"file":   fileWorld,
-	"stdout": stdoutWorld,
+// harnesses has one entry per kind, which the test file of the kind puts there in its
+// init. A kind without one fails the suite.
+var harnesses = map[string]func(t *testing.T) *world{}
+
+func init() {
+	harnesses["file"] = fileWorld
+	harnesses["stdout"] = stdoutWorld
 }
 
 // secretPayload is in every document: errors must not show it.
@@ -128,6 +137,8 @@ func TestConformance(t *testing.T) {
 		{"takes a batch twice", takesTwice},
 		{"honours cancellation", honoursCancellation},
 		{"closes in the middle", closesInTheMiddle},
+		{"judges events one by one", judgesOneByOne},
+		{"trusts nobody by default", trustsNobody},
 	}
 	for _, kind := range Catalog.Names() {
 		open, ok := harnesses[kind]
@@ -341,6 +352,109 @@ func honoursCancellation(t *testing.T, w *world, s Sink) {
 	}
 }
 
+// judgesOneByOne: of a batch with bad events only those are refused, for whatever
+// reason the far side has, and all others get there.
+func judgesOneByOne(t *testing.T, w *world, s Sink) {
+	partial := trouble(t, w, "partial", w.partial)
+	if partial == nil {
+		return
+	}
+	heal := partial()
+	defer heal()
+	var data []byte
+	var items []Item
+	for i, doc := range plain(0, 30) {
+		e := event(i, doc)
+		start := len(data)
+		data = s.Append(data, e)
+		items = append(items, Item{ID: e.ID, Start: start, End: len(data)})
+	}
+	refused := map[string]bool{}
+	settle(t, s, data, items, 100, func(id messages.ID, v Verdict) {
+		if v == Reject {
+			refused[id.String()] = true
+		}
+	})
+	there := map[string]bool{}
+	for _, line := range w.received() {
+		var e struct{ ID string }
+		must(t, json.Unmarshal([]byte(line), &e))
+		there[e.ID] = true
+	}
+	for i := range 30 {
+		id, bad := messages.NewID(fmt.Append(nil, i)).String(), i%3 == 0
+		if refused[id] != bad || there[id] == bad {
+			t.Errorf("event %d: refused %v, there %v", i, refused[id], there[id])
+		}
+	}
+}
+
+// settle sends events as the batcher does until each is done or refused.
+func settle(t *testing.T, s Sink, data []byte, items []Item, tries int, judged func(messages.ID, Verdict)) {
+	t.Helper()
+	for tries > 0 && len(items) > 0 {
+		tries--
+		res := s.Deliver(t.Context(), sideBySide(data, items))
+		if (res.Verdict == Split || res.Verdict == TooLarge) && len(items) > 1 {
+			half := len(items) / 2
+			settle(t, s, data, items[:half:half], tries, judged)
+			settle(t, s, data, items[half:], tries, judged)
+			return
+		}
+		var left []Item
+		next := 0
+		for i, item := range items {
+			v := res.Verdict
+			if next < len(res.Items) && res.Items[next].Index == i {
+				v = res.Items[next].Verdict
+				next++
+			}
+			switch v {
+			case Retry, Stop:
+				left = append(left, item)
+				continue
+			case Split, TooLarge:
+				v = Reject
+			case Done, Reject:
+			}
+			judged(item.ID, v)
+		}
+		items = left
+	}
+	if len(items) > 0 {
+		t.Fatalf("%d events are not settled", len(items))
+	}
+}
+
+// sideBySide makes a batch of some of the events in data.
+func sideBySide(data []byte, items []Item) Batch {
+	var moved []byte
+	places := make([]Item, len(items))
+	for i, item := range items {
+		places[i] = Item{ID: item.ID, Start: len(moved), End: len(moved) + item.End - item.Start}
+		moved = append(moved, data[item.Start:item.End]...)
+	}
+	return NewBatch(moved, places)
+}
+
+func trustsNobody(t *testing.T, w *world, _ Sink) {
+	if w.untrusted == nil {
+		if w.cannot["untrusted"] == "" {
+			t.Error("no untrusted, and no reason why")
+		}
+		return
+	}
+	inner, reached := w.untrusted()
+	s := watched{inner, t, w}
+	defer s.Close() //nolint:errcheck // frees connections
+	if res := s.Deliver(t.Context(), batchOf(s, 0, plain(0, 1)...)); res.Verdict != Stop {
+		t.Errorf("got %v: %v", res.Verdict, res.Err)
+	}
+	if reached() {
+		t.Error("an event got to a server that nobody vouches for")
+	}
+}
+
 // closesInTheMiddle: what was confirmed is there after Close, and whole.
 func closesInTheMiddle(t *testing.T, w *world, s Sink) {
 	ctx, cancel := context.WithCancel(t.Context())
@@ -423,9 +537,11 @@ func fileWorld(t *testing.T) *world {
 			}
 		},
 		cannot: map[string]string{
-			"denial":   "root may write everywhere; see TestFileDenied",
-			"hang":     "a local disk does not hang, or the whole system does",
-			"throttle": "a disk does not throttle",
+			"denial":    "root may write everywhere; see TestFileDenied",
+			"hang":      "a local disk does not hang, or the whole system does",
+			"throttle":  "a disk does not throttle",
+			"partial":   "it looks at no event",
+			"untrusted": "there is no server",
 		},
 		done: func() {},
 	}
@@ -443,9 +559,11 @@ func stdoutWorld(t *testing.T) *world {
 		outage:   func() func() { return out.fail(errors.New("no room")) },
 		denial:   func() func() { return out.fail(os.ErrClosed) },
 		cannot: map[string]string{
-			"hang":     "a blocked write to a pipe cannot be taken back; said in the doc comment",
-			"throttle": "a pipe does not throttle",
-			"cut":      "what was printed cannot be taken back",
+			"hang":      "a blocked write to a pipe cannot be taken back; said in the doc comment",
+			"throttle":  "a pipe does not throttle",
+			"cut":       "what was printed cannot be taken back",
+			"partial":   "it looks at no event",
+			"untrusted": "there is no server",
 		},
 		done: func() {},
 	}

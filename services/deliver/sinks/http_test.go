@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,7 +43,11 @@ type farSide struct {
 	header []http.Header
 	// trouble answers in place of the server when set.
 	trouble func(w http.ResponseWriter, r *http.Request)
+	// bad tells which lines make it refuse a request, nil none.
+	bad func(line string) bool
 }
+
+func init() { harnesses["http"] = httpWorld }
 
 const (
 	token    = "s3cr3t-t0ken"
@@ -85,7 +91,12 @@ func (f *farSide) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.lines = append(f.lines, strings.Split(strings.TrimSuffix(string(body), "\n"), "\n")...)
+	lines := strings.Split(strings.TrimSuffix(string(body), "\n"), "\n")
+	if f.bad != nil && slices.ContainsFunc(lines, f.bad) {
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		return
+	}
+	f.lines = append(f.lines, lines...)
 	f.keys = append(f.keys, r.Header.Get("Idempotency-Key"))
 	f.header = append(f.header, r.Header)
 	w.WriteHeader(http.StatusAccepted)
@@ -107,6 +118,12 @@ func (f *farSide) received() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return append([]string(nil), f.lines...)
+}
+
+// third tells which lines are of events whose number divides by three.
+func third(line string) bool {
+	var e struct{ Event struct{ N int } }
+	return json.Unmarshal([]byte(line), &e) == nil && e.Event.N%3 == 0
 }
 
 // trust writes the server's certificate where ca_file finds it.
@@ -158,6 +175,17 @@ func httpWorld(t *testing.T) *world {
 				_, _ = io.ReadFull(r.Body, make([]byte, 100_000))
 				panic(http.ErrAbortHandler) // the connection is gone
 			})
+		},
+		partial: func() func() {
+			f.bad = third
+			return func() { f.bad = nil }
+		},
+		untrusted: func() (Sink, func() bool) {
+			cfg := cfg
+			cfg.TLS.CAFile = ""
+			s, err := openHTTP(t.Context(), cfg, Deps{Destination: "hook"})
+			must(t, err)
+			return s, func() bool { return len(f.received()) > 0 }
 		},
 		done: f.Close,
 	}
@@ -444,7 +472,7 @@ func TestTLS(t *testing.T) {
 		cfg.URL = f.URL
 		for _, c := range []TLSConfig{{CAFile: "absent"}, {CertFile: "absent", KeyFile: "absent"}, {CAFile: "http_test.go"}} {
 			cfg.TLS = c
-			if _, err := openHTTP(t.Context(), cfg, Deps{}); fault.CodeOf(err) != "deliver.http_setup" {
+			if _, err := openHTTP(t.Context(), cfg, Deps{}); fault.CodeOf(err) != "deliver.tls_setup" {
 				t.Errorf("%+v: %v", c, err)
 			}
 		}

@@ -42,10 +42,9 @@ func (c HTTPConfig) Probe(ctx context.Context) []probe.Finding {
 	shown := (&url.URL{Scheme: s.url.Scheme, Host: s.url.Host, Path: s.url.Path}).String()
 	request := (&http.Request{Method: http.MethodHead, URL: s.url, Host: s.url.Host, Header: s.header.Clone()}).WithContext(ctx)
 	request.Header.Del("Content-Type")
-	request.Header.Del("Content-Encoding")
 	answer, err := s.transport.RoundTrip(request)
 	if err != nil {
-		return append(all, probe.Error("HEAD", shown, s.broken(ctx, err).Err))
+		return append(all, probe.Error("HEAD", shown, s.broken(ctx, call{method: http.MethodHead, url: s.url}, err).Err))
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, mostAnswer))
 	_ = answer.Body.Close()

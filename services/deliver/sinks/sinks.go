@@ -14,6 +14,8 @@ import (
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/services/internal/catalog"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/tag"
+	"github.com/penstock/penstock/topology"
 )
 
 // Sink hands batches over to one outside system. Methods may run concurrently,
@@ -33,6 +35,22 @@ type Sink interface {
 	Close() error
 }
 
+// Server is a sink that also has something to run beside deliveries, e.g. a server
+// from which others fetch events.
+type Server interface {
+	Sink
+	// Run works until ctx ends, and returns soon after that. An error ends the process.
+	Run(ctx context.Context) error
+}
+
+// Patient is a sink that holds batches for minutes before it confirms them together.
+// It gets more frames at once.
+type Patient interface {
+	Sink
+	// Frames is how many frames of the log, of any size, may wait to be confirmed.
+	Frames() int
+}
+
 // Catalog holds every kind of sink.
 var Catalog = catalog.New[Deps, Sink]("destination")
 
@@ -44,6 +62,33 @@ type Deps struct {
 	Stdout io.Writer
 	// Log carries the name of the destination; it may be nil.
 	Log *slog.Logger
+	// Bus is the connection of the stage; it may be nil in tests of kinds that do
+	// not need it.
+	Bus *topology.Bus
+	// Events reads the event log as this destination sees it; it may be nil, as Bus.
+	Events EventLog
+	// Tags returns how the events of a source are tagged for Devo. Nil: as a source
+	// that says nothing.
+	Tags func(source string) *tag.Resolver
+}
+
+// EventLog is the event log as one destination sees it: its types, its expression,
+// its masks. Methods may be called concurrently.
+type EventLog interface {
+	// Bounds are the first sequence that is kept and the one behind the last, and
+	// the first that was stored at or after a time; next when there is none.
+	Bounds(ctx context.Context, since time.Time) (first, at, next uint64, err error)
+	// Read calls f for the events at and after a place, in the order of the log, until
+	// f returns false or what is stored when it begins is read. f keeps nothing of the
+	// event. Place is behind the last event for which f returned true, or behind all
+	// that was read.
+	Read(ctx context.Context, from Place, f func(Place, *Event) bool) (Place, error)
+}
+
+// Place is a place in the event log: before event Index of the frame with a sequence.
+type Place struct {
+	Sequence uint64
+	Index    int
 }
 
 func define[C any](name, doc string, defaults func() C, open func(context.Context, C, Deps) (Sink, error)) {
@@ -71,8 +116,10 @@ func (l Limits) Validate() error {
 
 // Event is one event as a sink writes it. Its document is valid UTF-8.
 type Event struct {
-	ID              messages.ID
-	Type, Source    string
+	ID           messages.ID
+	Type, Source string
+	// Format is the name of the format that the source's records had.
+	Format          string
 	Account, Region string
 	// Time in Unix ns, 0 when unknown.
 	Time int64
@@ -88,12 +135,30 @@ type Item struct {
 
 // Batch is encoded events, one right after the other.
 type Batch struct {
-	data  []byte
-	items []Item
+	data    []byte
+	items   []Item
+	release func()
 }
 
 // NewBatch makes a batch of items that lie side by side in data.
 func NewBatch(data []byte, items []Item) Batch { return Batch{data: data, items: items} }
+
+// Releasing is the batch with what Release calls.
+func (b Batch) Releasing(f func()) Batch {
+	b.release = f
+	return b
+}
+
+// Release tells that the sink has taken the bytes over and holds the batch until more
+// have come: it is not counted against concurrency and max_in_hand any more, and
+// nothing of b may be used after it. With a verdict other than Done or Reject the
+// events are read from the log again, so that a sink with a place to put bytes needs no
+// memory for them.
+func (b Batch) Release() {
+	if b.release != nil {
+		b.release()
+	}
+}
 
 // Len is the number of events, at least 1 when it comes to a sink.
 func (b Batch) Len() int { return len(b.items) }
