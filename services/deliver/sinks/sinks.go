@@ -49,6 +49,9 @@ type Patient interface {
 	Sink
 	// Frames is how many frames of the log, of any size, may wait to be confirmed.
 	Frames() int
+	// Hurry tells that no more will come before something held is confirmed, or that
+	// the process stops: what is held is to be committed now. It does not wait.
+	Hurry()
 }
 
 // Catalog holds every kind of sink.
