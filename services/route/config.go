@@ -6,6 +6,7 @@ import (
 
 	"github.com/penstock/penstock/services/internal/condition"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/transform"
 )
 
 // Config configures the route stage.
@@ -31,7 +32,7 @@ type Rule struct {
 	// Sample keeps a share of the events and drops the others.
 	Sample *Sample `yaml:"sample"`
 	// Mask hides fields of the documents.
-	Mask *Mask `yaml:"mask"`
+	Mask *transform.Mask `yaml:"mask"`
 	// SetType gives the events another type; {type} and {source} stand for what they had.
 	SetType string `yaml:"set_type"`
 }
@@ -42,34 +43,6 @@ type Sample struct {
 	// Keep is the share to keep. Range: 0 to 1.
 	Keep float64 `yaml:"keep"`
 }
-
-// Mask hides the values of fields.
-type Mask struct {
-	// Fields are dotted paths into the document, e.g. userIdentity.userName. * stands for any key, \. for a dot in a key. Lists are walked through. Required.
-	Fields []string `yaml:"fields"`
-	// Method is hash (HMAC-SHA256, the same value gives the same 32 hex digits, so that joins still work) or redact.
-	Method Method `yaml:"method"`
-	// Key of the hash, 16 bytes or more. Required with hash.
-	Key config.Secret `yaml:"key"`
-}
-
-// SetDefaults implements [config.Defaulter].
-func (m *Mask) SetDefaults() { m.Method = Hash }
-
-// Method of a mask.
-type Method string
-
-// The methods.
-const (
-	Hash   Method = "hash"
-	Redact Method = "redact"
-)
-
-// Values implements [config.Enum].
-func (Method) Values() []string { return []string{string(Hash), string(Redact)} }
-
-// minKey is the least length of a key that cannot be guessed, in bytes.
-const minKey = 16
 
 // Validate reports every problem, each with the key to change.
 func (c Config) Validate() error {
@@ -120,44 +93,7 @@ func (r Rule) Validate() error {
 	return p.Err()
 }
 
-// Validate reports every problem, each with the key to change.
-func (m Mask) Validate() error {
-	var p config.Problems
-	p.Need(len(m.Fields) > 0, "fields", "name at least one field, e.g. userIdentity.userName")
-	for i, f := range m.Fields {
-		for _, word := range splitPath(f) {
-			p.Need(word != "", fmt.Sprintf("fields[%d]", i), "use keys with dots between them, e.g. userIdentity.userName")
-		}
-	}
-	switch m.Method {
-	case Hash:
-		p.Need(len(m.Key.Reveal()) >= minKey, "key", "set a random key of 16 bytes or more, e.g. ${file:/run/secrets/mask}")
-	case Redact:
-		p.Need(m.Key.IsZero(), "key", "remove the key: redact needs none")
-	default:
-		p.Need(false, "method", "use hash or redact")
-	}
-	return p.Err()
-}
-
 // expand fills in the placeholders of set_type.
 func expand(template, eventType, source string) string {
 	return strings.NewReplacer("{type}", eventType, "{source}", source).Replace(template)
-}
-
-// splitPath cuts a path at its dots, but for those after a backslash.
-func splitPath(path string) []string {
-	words := []string{""}
-	for i := 0; i < len(path); i++ {
-		switch c := path[i]; {
-		case c == '\\' && i+1 < len(path):
-			i++
-			words[len(words)-1] += path[i : i+1]
-		case c == '.':
-			words = append(words, "")
-		default:
-			words[len(words)-1] += path[i : i+1]
-		}
-	}
-	return words
 }

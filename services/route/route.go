@@ -32,6 +32,7 @@ import (
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/condition"
+	"github.com/penstock/penstock/services/internal/transform"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -93,7 +94,7 @@ type rule struct {
 	// below is the share of a sample as a bound on the first 8 bytes of an id.
 	below uint64
 	all   bool // keep 1
-	mask  *mask
+	mask  *transform.Masker
 }
 
 // New compiles the rules and starts nothing. The error names every problem.
@@ -123,7 +124,7 @@ func New(cfg Config, deps Deps) (*Route, error) {
 			one.below = uint64(c.Sample.Keep * (1 << 63) * 2)
 		}
 		if c.Mask != nil {
-			one.mask = newMask(c.Mask)
+			one.mask = transform.NewMasker(*c.Mask)
 		}
 		r.rules = append(r.rules, one)
 	}
@@ -349,7 +350,7 @@ func (w *work) drop(i, rule int, fate messages.Fate) {
 func (w *work) hide(i, rule int, e *condition.Event) bool {
 	from := len(w.masked)
 	var masked, ok bool
-	w.masked, masked, ok = w.route.rules[rule].mask.apply(w.masked, e.Doc)
+	w.masked, masked, ok = w.route.rules[rule].mask.Apply(w.masked, e.Doc)
 	if !ok || !masked {
 		w.masked = w.masked[:from]
 		return ok

@@ -3,6 +3,9 @@ package route
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,10 +18,20 @@ import (
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/transform"
 	"github.com/penstock/penstock/topology"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const testKey = "0123456789abcdef"
+
+// hashOf is what a hash mask writes for a text.
+func hashOf(text string) string {
+	mac := hmac.New(sha256.New, []byte(testKey))
+	mac.Write([]byte(text))
+	return hex.EncodeToString(mac.Sum(nil)[:16])
+}
 
 const frameType = "cloud.aws.cloudtrail.iam"
 
@@ -200,12 +213,12 @@ func TestRules(t *testing.T) {
 		{"type filter", []Rule{{Name: "t", Types: []string{"cloud.*.cloudtrail.>"}, Drop: true}}, 0, "map[t:20]"},
 		{"an expression that fails drops nothing", []Rule{{Name: "bad", Where: `event.doc.absent == 1`, Drop: true}}, 20, "map[]"},
 		{"a later rule sees the masked document", []Rule{
-			{Name: "m", Mask: &Mask{Fields: []string{"eventName"}, Method: Redact}}, {Name: "d", Where: `event.doc.eventName == "[redacted]" && event.doc.n < 3`, Drop: true},
+			{Name: "m", Mask: &transform.Mask{Fields: []string{"eventName"}, Method: transform.Redact}}, {Name: "d", Where: `event.doc.eventName == "[redacted]" && event.doc.n < 3`, Drop: true},
 		}, 17, "map[d:3]"},
 		{"a later rule sees the new type", []Rule{
 			{Name: "s", Where: `event.doc.n < 4`, SetType: "my.{source}.{type}"},
 			{Name: "d", Types: []string{"my.trail.cloud.>"}, Drop: true},
-			{Name: "h", Types: []string{"my.>"}, Mask: &Mask{Fields: []string{"n"}, Method: Hash, Key: hashKey}},
+			{Name: "h", Types: []string{"my.>"}, Mask: &transform.Mask{Fields: []string{"n"}, Method: transform.Hash, Key: hashKey}},
 		}, 16, "map[d:4]"},
 	}
 	for _, tt := range tests {
@@ -254,7 +267,7 @@ func TestSampling(t *testing.T) {
 
 // covers: VOI-33, OPC-27
 func TestMaskedFrame(t *testing.T) {
-	r := routeOf(t, Rule{Name: "names", Where: `event.doc.n < 15`, Mask: &Mask{Fields: []string{"userIdentity.userName"}, Method: Hash, Key: config.NewSecret(testKey)}})
+	r := routeOf(t, Rule{Name: "names", Where: `event.doc.n < 15`, Mask: &transform.Mask{Fields: []string{"userIdentity.userName"}, Method: transform.Hash, Key: config.NewSecret(testKey)}})
 	out, fact := run(t, r, frameOf(t, 20, 3))
 	if len(out.Messages()) != 1 || out.Messages()[0].ID != "u3/77" {
 		t.Fatalf("%d messages", len(out.Messages()))
@@ -283,7 +296,7 @@ func TestMaskedFrame(t *testing.T) {
 
 func TestMaskThatCannotTellMasks(t *testing.T) {
 	forget(t)
-	r := routeOf(t, Rule{Name: "careful", Where: `event.doc.absent == 1`, Mask: &Mask{Fields: []string{"n"}, Method: Redact}})
+	r := routeOf(t, Rule{Name: "careful", Where: `event.doc.absent == 1`, Mask: &transform.Mask{Fields: []string{"n"}, Method: transform.Redact}})
 	out, _ := run(t, r, frameOf(t, 3))
 	for id, e := range live(t, out) {
 		if !strings.HasPrefix(string(e.Doc), `{"n":"[redacted]",`) {
@@ -309,7 +322,7 @@ func TestMaskFailureIsQuarantined(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := routeOf(t, Rule{Name: "m", Mask: &Mask{Fields: []string{"a"}, Method: Redact}})
+	r := routeOf(t, Rule{Name: "m", Mask: &transform.Mask{Fields: []string{"a"}, Method: transform.Redact}})
 	out, fact := run(t, r, topology.In[messages.View]{Value: v, Data: data, Subject: topology.UniqueSubject(3), Sequence: 1, Attempt: 1})
 	if all := live(t, out); len(all) != 2 || string(all[idOf(0)].Doc) != `{"a":"[redacted]"}` || string(all[idOf(2)].Doc) != `{"b":1}` {
 		t.Errorf("live %v", all)
@@ -369,7 +382,7 @@ func TestGrownFrameIsCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := routeOf(t, Rule{Name: "m", Mask: &Mask{Fields: []string{"a"}, Method: Hash, Key: config.NewSecret(testKey)}})
+	r := routeOf(t, Rule{Name: "m", Mask: &transform.Mask{Fields: []string{"a"}, Method: transform.Hash, Key: config.NewSecret(testKey)}})
 	out, _ := run(t, r, topology.In[messages.View]{Value: v, Data: data, Subject: topology.UniqueSubject(3), Sequence: 5})
 	if len(out.Messages()) < 4 || len(live(t, out)) != 10 {
 		t.Errorf("%d frames with %d events", len(out.Messages()), len(live(t, out)))
@@ -387,7 +400,7 @@ func TestGrownFrameIsCut(t *testing.T) {
 func TestRepeats(t *testing.T) {
 	r := routeOf(t,
 		Rule{Name: "s", Where: `event.doc.n % 3 == 0`, SetType: "my.type"},
-		Rule{Name: "m", Mask: &Mask{Fields: []string{"n"}, Method: Hash, Key: config.NewSecret(testKey)}},
+		Rule{Name: "m", Mask: &transform.Mask{Fields: []string{"n"}, Method: transform.Hash, Key: config.NewSecret(testKey)}},
 		Rule{Name: "d", Sample: &Sample{Keep: 0.5}})
 	a, factA := run(t, r, frameOf(t, 30, 2))
 	_, _ = run(t, r, frameOf(t, 300)) // something else in between
@@ -448,11 +461,11 @@ func TestConfig(t *testing.T) {
 		{"bad pattern", "routes[0].types: ", []Rule{{Name: "a", Drop: true, Types: []string{"a..b"}}}},
 		{"bad expression", "column 11: Syntax error: mismatched input", []Rule{{Name: "a", Drop: true, Where: "event.id +"}}},
 		{"share above 1", "routes[0].sample.keep: ", []Rule{{Name: "a", Sample: &Sample{Keep: 1.5}}}},
-		{"no fields", "routes[0].mask.fields: ", []Rule{{Name: "a", Mask: &Mask{Method: Redact}}}},
-		{"an empty word", "routes[0].mask.fields[0]: ", []Rule{{Name: "a", Mask: &Mask{Method: Redact, Fields: []string{"a..b"}}}}},
-		{"short key", "routes[0].mask.key: ", []Rule{{Name: "a", Mask: &Mask{Method: Hash, Fields: []string{"a"}, Key: config.NewSecret("short")}}}},
-		{"key without use", "routes[0].mask.key: ", []Rule{{Name: "a", Mask: &Mask{Method: Redact, Fields: []string{"a"}, Key: config.NewSecret(testKey)}}}},
-		{"unknown method", "routes[0].mask.method: ", []Rule{{Name: "a", Mask: &Mask{Method: "x", Fields: []string{"a"}}}}},
+		{"no fields", "routes[0].mask.fields: ", []Rule{{Name: "a", Mask: &transform.Mask{Method: transform.Redact}}}},
+		{"an empty word", "routes[0].mask.fields[0]: ", []Rule{{Name: "a", Mask: &transform.Mask{Method: transform.Redact, Fields: []string{"a..b"}}}}},
+		{"short key", "routes[0].mask.key: ", []Rule{{Name: "a", Mask: &transform.Mask{Method: transform.Hash, Fields: []string{"a"}, Key: config.NewSecret("short")}}}},
+		{"key without use", "routes[0].mask.key: ", []Rule{{Name: "a", Mask: &transform.Mask{Method: transform.Redact, Fields: []string{"a"}, Key: config.NewSecret(testKey)}}}},
+		{"unknown method", "routes[0].mask.method: ", []Rule{{Name: "a", Mask: &transform.Mask{Method: "x", Fields: []string{"a"}}}}},
 		{"bad type", "routes[0].set_type: ", []Rule{{Name: "a", SetType: "a.*"}}},
 		{"bad placeholder", "routes[0].set_type: ", []Rule{{Name: "a", SetType: "a.{account}"}}},
 	}
@@ -477,7 +490,7 @@ routes:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(cfg.Rules) != 4 || cfg.Rules[1].Sample.Keep != 0.25 || cfg.Rules[2].Mask.Method != Hash || cfg.Rules[2].Mask.Key.Reveal() != testKey {
+	if len(cfg.Rules) != 4 || cfg.Rules[1].Sample.Keep != 0.25 || cfg.Rules[2].Mask.Method != transform.Hash || cfg.Rules[2].Mask.Key.Reveal() != testKey {
 		t.Errorf("rules %+v", cfg.Rules)
 	}
 	if _, err := New(cfg, Deps{}); err != nil {
@@ -511,7 +524,7 @@ func BenchmarkHandle(b *testing.B) {
 		{"fast", nil, 990},
 		{"columns", []Rule{{Name: "x", Where: `event.region == "nowhere"`, Drop: true}}, 990},
 		{"document", []Rule{{Name: "x", Where: `event.doc.eventName == "Nothing"`, Drop: true}}, 990},
-		{"mask", []Rule{{Name: "x", Mask: &Mask{Fields: []string{"userIdentity.userName", "sourceIPAddress"}, Method: Hash, Key: config.NewSecret(testKey)}}}, 990},
+		{"mask", []Rule{{Name: "x", Mask: &transform.Mask{Fields: []string{"userIdentity.userName", "sourceIPAddress"}, Method: transform.Hash, Key: config.NewSecret(testKey)}}}, 990},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
 			r := routeOf(b, bm.rules...)

@@ -1,21 +1,93 @@
-package route
+package transform
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"hash"
 	"sync"
 
+	"github.com/penstock/penstock/services/internal/config"
 	"github.com/penstock/penstock/services/internal/document"
 )
 
-// mask rewrites documents. It may be used concurrently.
-type mask struct {
+// Mask hides the values of fields.
+type Mask struct {
+	// Fields are dotted paths into the document, e.g. userIdentity.userName. * stands for any key, \. for a dot in a key. Lists are walked through. Required.
+	Fields []string `yaml:"fields"`
+	// Method is hash (HMAC-SHA256, the same value gives the same 32 hex digits, so that joins still work), redact ("[redacted]" in its place) or remove (the field goes as a whole).
+	Method Method `yaml:"method"`
+	// Key of the hash, 16 bytes or more. Required with hash.
+	Key config.Secret `yaml:"key"`
+}
+
+// SetDefaults implements [config.Defaulter].
+func (m *Mask) SetDefaults() { m.Method = Hash }
+
+// Method of a mask.
+type Method string
+
+// The methods.
+const (
+	Hash   Method = "hash"
+	Redact Method = "redact"
+	Remove Method = "remove"
+)
+
+// Values implements [config.Enum].
+func (Method) Values() []string { return []string{string(Hash), string(Redact), string(Remove)} }
+
+// minKey is the least length of a key that cannot be guessed, in bytes.
+const minKey = 16
+
+// Validate reports every problem, each with the key to change.
+func (m Mask) Validate() error {
+	var p config.Problems
+	p.Need(len(m.Fields) > 0, "fields", "name at least one field, e.g. userIdentity.userName")
+	for i, f := range m.Fields {
+		for _, word := range splitPath(f) {
+			p.Need(word != "", fmt.Sprintf("fields[%d]", i), "use keys with dots between them, e.g. userIdentity.userName")
+		}
+	}
+	switch m.Method {
+	case Hash:
+		p.Need(len(m.Key.Reveal()) >= minKey, "key", "set a random key of 16 bytes or more, e.g. ${file:/run/secrets/mask}")
+	case Redact, Remove:
+		p.Need(m.Key.IsZero(), "key", "remove the key: "+string(m.Method)+" needs none")
+	default:
+		p.Need(false, "method", "use hash, redact or remove")
+	}
+	return p.Err()
+}
+
+// Masker is a compiled [Mask]. It may be used concurrently.
+type Masker struct {
 	fields  *fields
 	key     []byte
-	redact  bool
+	method  Method
 	hashers sync.Pool
+}
+
+// NewMasker compiles a mask, which must be valid.
+func NewMasker(cfg Mask) *Masker {
+	m := &Masker{fields: &fields{}, key: []byte(cfg.Key.Reveal()), method: cfg.Method}
+	m.hashers.New = func() any { return &hasher{mac: hmac.New(sha256.New, m.key)} }
+	for _, path := range cfg.Fields {
+		m.fields.add(splitPath(path))
+	}
+	m.fields.merge()
+	return m
+}
+
+// Apply appends doc to dst with the fields masked. It reports whether anything
+// was, and whether doc was understood: what was not must not go on as it is. Only
+// where both are true is out worth keeping.
+func (m *Masker) Apply(dst, doc []byte) (out []byte, changed, ok bool) {
+	h := m.hashers.Get().(*hasher)
+	defer m.hashers.Put(h)
+	return m.walk(h, dst, doc, m.fields, 0)
 }
 
 // fields is a tree of the paths to mask.
@@ -23,16 +95,6 @@ type fields struct {
 	leaf  bool
 	named map[string]*fields
 	any   *fields // what holds for every key
-}
-
-func newMask(cfg *Mask) *mask {
-	m := &mask{fields: &fields{}, key: []byte(cfg.Key.Reveal()), redact: cfg.Method == Redact}
-	m.hashers.New = func() any { return &hasher{mac: hmac.New(sha256.New, m.key)} }
-	for _, path := range cfg.Fields {
-		m.fields.add(splitPath(path))
-	}
-	m.fields.merge()
-	return m
 }
 
 func (f *fields) add(path []string) {
@@ -100,21 +162,13 @@ type hasher struct {
 	key  []byte
 }
 
-// apply appends doc to dst with the fields masked. It reports whether anything
-// was, and whether doc was understood: what was not must not go on as it is.
-func (m *mask) apply(dst, doc []byte) (out []byte, masked, ok bool) {
-	h := m.hashers.Get().(*hasher)
-	defer m.hashers.Put(h)
-	return m.walk(h, dst, doc, m.fields, 0)
-}
-
 // mostDepth bounds how deep a mask looks for its fields: each level is scanned
 // once more.
 const mostDepth = 64
 
 // walk appends v, which is one value with perhaps space around it, depth levels
 // down.
-func (m *mask) walk(h *hasher, dst, v []byte, at *fields, depth int) (out []byte, masked, ok bool) {
+func (m *Masker) walk(h *hasher, dst, v []byte, at *fields, depth int) (out []byte, changed, ok bool) {
 	inner := document.Trim(v)
 	kind := document.KindOf(inner)
 	switch {
@@ -127,7 +181,8 @@ func (m *mask) walk(h *hasher, dst, v []byte, at *fields, depth int) (out []byte
 	case kind != document.Object && kind != document.Array:
 		return append(dst, v...), false, document.Whole(inner)
 	}
-	done := 0
+	done, last := 0, 1 // what is written, and where the last member ended
+	kept, comma := false, false
 	c := document.Members(inner)
 	for {
 		key, start, end, more := c.Next()
@@ -136,22 +191,34 @@ func (m *mask) walk(h *hasher, dst, v []byte, at *fields, depth int) (out []byte
 		}
 		next := at // the elements of a list are seen as what the list is
 		if kind == document.Object {
-			if next = at.find(h, key); next == nil {
+			next = at.find(h, key)
+			if next != nil && next.leaf && m.method == Remove {
+				dst = append(dst, inner[done:last]...)
+				done, last = end, end
+				changed, comma = true, !kept // without one before it, the next member has no comma
 				continue
 			}
+		}
+		if comma {
+			done += bytes.IndexByte(inner[done:start], ',') + 1
+			comma = false
+		}
+		kept, last = true, end
+		if next == nil {
+			continue
 		}
 		dst = append(dst, inner[done:start]...)
 		var here bool
 		if dst, here, ok = m.walk(h, dst, inner[start:end], next, depth+1); !ok {
 			return dst, false, false
 		}
-		masked = masked || here
+		changed = changed || here
 		done = end
 	}
 	if c.Bad() || c.End() != len(inner) {
 		return dst, false, false
 	}
-	return append(dst, inner[done:]...), masked, true
+	return append(dst, inner[done:]...), changed, true
 }
 
 // find returns what holds for a key, given as it stands in the document: an
@@ -172,8 +239,8 @@ func (f *fields) find(h *hasher, key []byte) *fields {
 
 // hide appends what stands in place of v. Strings are hashed by their text and
 // all else by its JSON on one line, so that equal values stay equal.
-func (m *mask) hide(h *hasher, dst, v []byte, kind document.Kind) []byte {
-	if m.redact {
+func (m *Masker) hide(h *hasher, dst, v []byte, kind document.Kind) []byte {
+	if m.method == Redact {
 		return append(dst, `"[redacted]"`...)
 	}
 	if kind == document.String {

@@ -1,4 +1,4 @@
-package route
+package transform
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -56,7 +57,7 @@ func TestMask(t *testing.T) {
 			if err := cfg.Validate(); err != nil {
 				t.Fatal(err)
 			}
-			out, masked, ok := newMask(cfg).apply([]byte("#"), []byte(tt.in))
+			out, masked, ok := NewMasker(*cfg).Apply([]byte("#"), []byte(tt.in))
 			if !ok || masked != (tt.want != "") {
 				t.Fatalf("masked %v, understood %v", masked, ok)
 			}
@@ -67,10 +68,95 @@ func TestMask(t *testing.T) {
 	}
 }
 
+func TestMaskRemoves(t *testing.T) {
+	tests := []struct{ name, fields, in, want string }{
+		{"the first", "a", `{"a":"x","b":"y"}`, `{"b":"y"}`},
+		{"the last", "b", `{"a":"x", "b":"y"}`, `{"a":"x"}`},
+		{"one between", "b", `{"a":1,"b":2,"c":3}`, `{"a":1,"c":3}`},
+		{"the only one", "a", `{ "a" : "x" }`, `{ }`},
+		{"all", "*", `{"a":1,"b":{"c":2}}`, `{}`},
+		{"each second", "b,d", `{"a":1,"b":2,"c":3,"d":4,"e":5}`, `{"a":1,"c":3,"e":5}`},
+		{"two at the beginning", "a,b", "{\"a\":1 ,\n\"b\":2 , \"c\":3}", `{ "c":3}`},
+		{"beside one that is walked", "a,u.name", `{"a":1,"u":{"name":"x","id":2},"z":0}`, `{"u":{"id":2},"z":0}`},
+		{"null and lists as well", "a,b", `{"a":null,"b":["x",{"y":1}],"c":3}`, `{"c":3}`},
+		{"within a list", "r.arn", `{"r":[{"arn":"1","k":2},{"arn":"3"},4]}`, `{"r":[{"k":2},{},4]}`},
+		{"twice the same key", "a", `{"a":"x","b":0,"a":"y"}`, `{"b":0}`},
+		{"an escaped key", "name", `{"n\u0061me":"x"}`, `{}`},
+		{"absent", "x", `{"a":1}`, ``},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			out, changed, ok := NewMasker(Mask{Fields: strings.Split(tt.fields, ","), Method: Remove}).Apply([]byte("#"), []byte(tt.in))
+			if !ok || changed != (tt.want != "") {
+				t.Fatalf("changed %v, understood %v", changed, ok)
+			}
+			if changed && string(out) != "#"+tt.want {
+				t.Errorf("got  %s\nwant #%s", out, tt.want)
+			}
+		})
+	}
+	if out, _, ok := NewMasker(Mask{Fields: []string{"a"}, Method: Remove}).Apply(nil, []byte(`{"a":"x" "b":1}`)); ok {
+		t.Errorf("what is no JSON went on as %q", out)
+	}
+}
+
+// FuzzRemove: what is left is what encoding/json leaves when it deletes the fields.
+func FuzzRemove(f *testing.F) {
+	f.Add([]byte(`{"u":{"name":"secret"},"a":1,"other":[1,{"name":"x"}]}`))
+	f.Add([]byte("{ \"a\" : [ ] , \"u\": [{\"n\\u0061me\":{}, \"x\":1},2] }"))
+	f.Add([]byte(`{"z":"` + strings.Repeat("long ", 3000) + `","a":1}`))
+	m := NewMasker(Mask{Fields: []string{"u.name", "a"}, Method: Remove})
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		out, changed, ok := m.Apply(nil, doc)
+		if !json.Valid(doc) || !ok || !changed {
+			return
+		}
+		var want, got any
+		if json.Unmarshal(doc, &want) != nil || json.Unmarshal(out, &got) != nil {
+			t.Fatalf("%q became %q", doc, out)
+		}
+		want = withoutIn(want, "a", "u", "name")
+		a, errA := json.Marshal(want)
+		b, errB := json.Marshal(got)
+		if errA != nil || errB != nil || !bytes.Equal(a, b) {
+			t.Fatalf("%q became %q", doc, out)
+		}
+	})
+}
+
+// without deletes a key of what encoding/json decoded, through lists.
+func without(v any, key string) any {
+	switch x := v.(type) {
+	case []any:
+		for i := range x {
+			x[i] = without(x[i], key)
+		}
+	case map[string]any:
+		delete(x, key)
+	}
+	return v
+}
+
+// withoutIn does the same for the objects of a list at the top.
+func withoutIn(v any, key, in, inner string) any {
+	if list, ok := v.([]any); ok {
+		for i := range list {
+			list[i] = withoutIn(list[i], key, in, inner)
+		}
+	}
+	if object, ok := v.(map[string]any); ok {
+		delete(object, key)
+		if held, has := object[in]; has {
+			object[in] = without(held, inner)
+		}
+	}
+	return v
+}
+
 func TestMaskRefusesWhatItDoesNotUnderstand(t *testing.T) {
-	m := newMask(&Mask{Fields: []string{"a.b", "c"}, Method: Redact})
+	m := NewMasker(Mask{Fields: []string{"a.b", "c"}, Method: Redact})
 	for _, doc := range []string{``, `{`, `{"a":{"b":"x"`, `{"a":{"b" "x"}}`, `{"a" : }`, `{"c":"x"} {"c":"y"}`, `{"c":` + strings.Repeat("[", 1000) + strings.Repeat("]", 1000) + `}`, `t{"c":"x"}`, `null{"c":"x"}`, `1,{"c":"x"}`} {
-		if out, _, ok := m.apply(nil, []byte(doc)); ok {
+		if out, _, ok := m.Apply(nil, []byte(doc)); ok {
 			t.Errorf("%.40q went on as %.40q", doc, out)
 		}
 	}
@@ -82,9 +168,9 @@ func FuzzMask(f *testing.F) {
 	f.Add([]byte(`{"u":{"name":"secret"},"other":[1,{"name":"x"}]}`))
 	f.Add([]byte(`{"u":[{"n\u0061me":{"deep":["secret"]}},{"name":[1,null,[true]]}],"u":1}`))
 	f.Add([]byte(`{"u":{"name":"` + strings.Repeat("long ", 3000) + `"}}`))
-	m := newMask(&Mask{Fields: []string{"u.name"}, Method: Redact})
+	m := NewMasker(Mask{Fields: []string{"u.name"}, Method: Redact})
 	f.Fuzz(func(t *testing.T, doc []byte) {
-		out, masked, ok := m.apply(nil, doc)
+		out, masked, ok := m.Apply(nil, doc)
 		if !json.Valid(doc) {
 			return
 		}
@@ -151,14 +237,14 @@ func expected(v any, leaf bool) any {
 }
 
 func BenchmarkMask(b *testing.B) {
-	m := newMask(&Mask{Fields: []string{"userIdentity.userName", "sourceIPAddress", "resources.ARN"}, Method: Hash, Key: config.NewSecret(testKey)})
-	doc := []byte(trailDoc(1))
+	m := NewMasker(Mask{Fields: []string{"userIdentity.userName", "sourceIPAddress", "resources.ARN"}, Method: Hash, Key: config.NewSecret(testKey)})
+	doc := fmt.Appendf(nil, `{"n":1,"eventName":"GetUser","userIdentity":{"type":"IAMUser","userName":"user-1"},"sourceIPAddress":"192.0.2.1","requestParameters":{"key":%q},"readOnly":true}`, strings.Repeat("k", 900))
 	var out []byte
 	b.SetBytes(int64(len(doc)))
 	b.ReportAllocs()
 	for b.Loop() {
 		var masked bool
-		if out, masked, _ = m.apply(out[:0], doc); !masked {
+		if out, masked, _ = m.Apply(out[:0], doc); !masked {
 			b.Fatal("nothing masked")
 		}
 	}
