@@ -1680,11 +1680,13 @@ func (x *Delivered) GetPulls() []*DeliveredPull {
 }
 
 type DeliveredPull struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pull          []byte                 `protobuf:"bytes,1,opt,name=pull,proto3" json:"pull,omitempty"`
-	Confirmed     uint64                 `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
-	Filtered      uint64                 `protobuf:"varint,3,opt,name=filtered,proto3" json:"filtered,omitempty"`
-	Quarantined   map[string]uint64      `protobuf:"bytes,4,rep,name=quarantined,proto3" json:"quarantined,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Pull        []byte                 `protobuf:"bytes,1,opt,name=pull,proto3" json:"pull,omitempty"`
+	Confirmed   uint64                 `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
+	Filtered    uint64                 `protobuf:"varint,3,opt,name=filtered,proto3" json:"filtered,omitempty"`
+	Quarantined map[string]uint64      `protobuf:"bytes,4,rep,name=quarantined,proto3" json:"quarantined,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// skipped were too old for the destination's max_backlog.
+	Skipped       uint64 `protobuf:"varint,5,opt,name=skipped,proto3" json:"skipped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1745,6 +1747,13 @@ func (x *DeliveredPull) GetQuarantined() map[string]uint64 {
 		return x.Quarantined
 	}
 	return nil
+}
+
+func (x *DeliveredPull) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
 }
 
 // Destination: a destination began to read the event log. Counts once by name
@@ -1989,12 +1998,13 @@ const file_penstock_proto_rawDesc = "" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1d\n" +
 	"\n" +
 	"event_type\x18\x03 \x01(\tR\teventType\x120\n" +
-	"\x05pulls\x18\x04 \x03(\v2\x1a.penstock.v1.DeliveredPullR\x05pulls\"\xec\x01\n" +
+	"\x05pulls\x18\x04 \x03(\v2\x1a.penstock.v1.DeliveredPullR\x05pulls\"\x86\x02\n" +
 	"\rDeliveredPull\x12\x12\n" +
 	"\x04pull\x18\x01 \x01(\fR\x04pull\x12\x1c\n" +
 	"\tconfirmed\x18\x02 \x01(\x04R\tconfirmed\x12\x1a\n" +
 	"\bfiltered\x18\x03 \x01(\x04R\bfiltered\x12M\n" +
-	"\vquarantined\x18\x04 \x03(\v2+.penstock.v1.DeliveredPull.QuarantinedEntryR\vquarantined\x1a>\n" +
+	"\vquarantined\x18\x04 \x03(\v2+.penstock.v1.DeliveredPull.QuarantinedEntryR\vquarantined\x12\x18\n" +
+	"\askipped\x18\x05 \x01(\x04R\askipped\x1a>\n" +
 	"\x10QuarantinedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"M\n" +

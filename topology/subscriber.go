@@ -419,7 +419,7 @@ func (b *Bus) consumerConfig(c Consumer) jetstream.ConsumerConfig {
 		AckWait:     b.options.AckWait,
 		// We decide ourselves when to give up, so that the reason is kept.
 		MaxDeliver:     -1,
-		MaxAckPending:  1024,
+		MaxAckPending:  max(1024, 4*c.Window), // of all copies together
 		FilterSubjects: c.Filters,
 		DeliverPolicy:  jetstream.DeliverAllPolicy,
 		ReplayPolicy:   jetstream.ReplayInstantPolicy,

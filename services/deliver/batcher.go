@@ -25,22 +25,28 @@ var tracer = otel.Tracer("github.com/penstock/penstock/services/deliver")
 type batcher struct {
 	senders sync.WaitGroup
 
-	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when a batch moves on
-	frames  map[*frame]struct{}
-	waiting int // frames whose events are all added and not all settled
-	open    *batch
-	due     bool // open is to be sent as soon as there is a place for it
-	running map[*batch]struct{}
-	free    []*batch
-	inHand  int64
-	most    int64 // bytes in a batch; below the limit when larger ones were refused
-	stalled int   // batches that wait for a retry
-	breaker breaker
-	told    time.Time // when refusals were last logged
+	mu          sync.Mutex
+	changed     chan struct{} // closed and replaced when a batch moves on
+	frames      map[*frame]struct{}
+	waiting     int   // frames whose events are all added and not all settled
+	weight      int64 // bytes of those frames, as the bus counts them
+	open        *batch
+	due         bool // open is to be sent as soon as there is a place for it
+	running     map[*batch]struct{}
+	free        []*batch
+	inHand      int64
+	held        int   // batches whose bytes the sink has taken over
+	most        int64 // bytes in a batch; below the limit when larger ones were refused
+	stalled     int   // batches that wait for a retry
+	breaker     breaker
+	pace        pace
+	told        time.Time // when refusals were last logged
+	toldSkipped time.Time
 }
 
-func (q *batcher) init() {
+func (q *batcher) init(cfg Destination) {
+	q.breaker.backoff = cfg.Backoff
+	q.pace.fixed = !cfg.AdaptiveConcurrency
 	q.changed = make(chan struct{})
 	q.frames = map[*frame]struct{}{}
 	q.running = map[*batch]struct{}{}
@@ -66,6 +72,8 @@ type batch struct {
 	// part is with the sink.
 	todo []part
 	on   bool
+	// held is set when the sink has taken the bytes over: data is gone.
+	held bool
 }
 
 // ref leads from an event in a batch to the frame that it came in.
@@ -97,6 +105,7 @@ func (q *batcher) leave(f *frame) {
 	delete(q.frames, f)
 	if f.added {
 		q.waiting--
+		q.weight -= f.size
 	}
 	if f.added && f.pending == 0 {
 		return
@@ -216,18 +225,30 @@ func (d *Deliver) flush(b *batch) {
 func (d *Deliver) complete(f *frame) {
 	f.added = true
 	d.waiting++
+	d.weight += f.size
 	if f.pending == 0 {
 		close(f.settled)
 	}
-	if d.open != nil && (d.limits.Age == 0 || d.stops() || d.window > 0 && d.waiting >= d.window) {
+	full := d.window > 0 && d.waiting >= d.window || d.windowBytes > 0 && d.weight >= d.windowBytes
+	if d.open != nil && (d.limits.Age == 0 || full || d.stops()) {
 		d.due = true
 		d.launch()
+	}
+	if full {
+		d.hurry()
+	}
+}
+
+// hurry tells a sink that holds batches to commit them.
+func (d *Deliver) hurry() {
+	if d.patient != nil {
+		d.patient.Hurry()
 	}
 }
 
 // launch sends the open batch if it is due and there is a place for it.
 func (d *Deliver) launch() {
-	if !d.due || d.open == nil || len(d.running) >= d.cfg.Concurrency {
+	if !d.due || d.open == nil || len(d.running)-d.held >= d.pace.now(d.cfg.Concurrency) {
 		return
 	}
 	b := d.open
@@ -248,18 +269,22 @@ func (d *Deliver) send(b *batch) {
 		if !more {
 			break
 		}
-		d.judge(b, p, d.attempt(b, p))
+		began := time.Now()
+		d.judge(b, p, began, d.attempt(b, p))
 	}
 	b.cancel()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.running, b)
+	if b.held {
+		d.held--
+	}
 	d.inHand -= b.bytes
 	if int64(cap(b.data)) > 2*int64(d.limits.Bytes) {
 		b.data = nil // an event larger than a batch has swollen it
 	}
 	clear(b.refs)
-	b.data, b.items, b.refs, b.bytes = b.data[:0], b.items[:0], b.refs[:0], 0
+	b.data, b.items, b.refs, b.bytes, b.held = b.data[:0], b.items[:0], b.refs[:0], 0, false
 	d.free = append(d.free, b)
 	d.launch()
 	d.wake()
@@ -330,6 +355,22 @@ func (d *Deliver) prune(b *batch) {
 	}
 }
 
+// release lets go of the bytes of a batch that the sink has taken over whole. One of
+// which other parts are still to be sent keeps them.
+func (d *Deliver) release(b *batch) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if b.held || len(b.todo) > 1 {
+		return
+	}
+	b.held = true
+	d.held++
+	d.inHand -= b.bytes
+	b.bytes, b.data = 0, nil
+	d.launch()
+	d.wake()
+}
+
 // keep moves the events of p for which wanted says so to its front and cuts off
 // the others. The events stay side by side.
 func (d *Deliver) keep(b *batch, p *part, wanted func(i int) bool) {
@@ -342,7 +383,7 @@ func (d *Deliver) keep(b *batch, p *part, wanted func(i int) bool) {
 			continue
 		}
 		item := b.items[i]
-		if item.Start != end {
+		if item.Start != end && !b.held {
 			copy(b.data[end:], b.data[item.Start:item.End])
 		}
 		size := item.End - item.Start
@@ -357,7 +398,7 @@ func (d *Deliver) keep(b *batch, p *part, wanted func(i int) bool) {
 // attempt gives one part to the sink, in a span that links to the spans of all
 // frames in it.
 func (d *Deliver) attempt(b *batch, p part) sinks.Result {
-	sent := sinks.NewBatch(b.data, b.items[p.from:p.to])
+	sent := sinks.NewBatch(b.data, b.items[p.from:p.to]).Releasing(func() { d.release(b) })
 	ctx := b.ctx
 	if trace.SpanContextFromContext(ctx).IsSampled() {
 		var span trace.Span
@@ -378,8 +419,8 @@ func (d *Deliver) attempt(b *batch, p part) sinks.Result {
 }
 
 func (d *Deliver) call(ctx context.Context, sent sinks.Batch) (res sinks.Result) {
-	began := time.Now()
-	defer d.count(began, len(sent.Bytes()), &res)
+	began, size := time.Now(), len(sent.Bytes())
+	defer func() { d.count(began, size, &res) }()
 	defer func() {
 		if p := recover(); p != nil { // of one destination, not of all the process
 			res = sinks.Result{Verdict: sinks.Retry, Err: errPanic.New(nil, "deliver to destination %s: %T", d.cfg.Name, p)}
@@ -415,15 +456,23 @@ func links(b *batch, p part) []trace.Link {
 }
 
 // judge settles what a result settles and lines up the rest.
-func (d *Deliver) judge(b *batch, p part, res sinks.Result) {
+func (d *Deliver) judge(b *batch, p part, began time.Time, res sinks.Result) {
 	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer d.wake()
+	if !b.held && b.ctx.Err() == nil {
+		size := b.items[p.to-1].End - b.items[p.from].Start
+		full := 2*(p.to-p.from) >= d.limits.Events || 2*int64(size) >= d.mostBytes()
+		d.pace.record(began, now, full, len(d.running)-d.held, d.cfg.Concurrency, res.Verdict)
+	}
 	b.on = false
 	b.todo = b.todo[:len(b.todo)-1]
 	n := p.to - p.from
 	p.attempts++
+	if b.held && (res.Verdict == sinks.Split || res.Verdict == sinks.TooLarge) {
+		res.Verdict = sinks.Retry // there is nothing left to cut in halves
+	}
 	if (res.Verdict == sinks.Split || res.Verdict == sinks.TooLarge) && n > 1 {
 		d.report(b, p, now, false, &res)
 		if res.Verdict == sinks.TooLarge {
@@ -433,8 +482,7 @@ func (d *Deliver) judge(b *batch, p part, res sinks.Result) {
 		b.todo = append(b.todo, part{from: half, to: p.to}, part{from: p.from, to: half})
 		return
 	}
-	settled := 0
-	next := 0
+	settled, taken, next := 0, 0, 0
 	d.keep(b, &p, func(i int) bool {
 		verdict, err := res.Verdict, res.Err
 		if next < len(res.Items) && res.Items[next].Index == i-p.from {
@@ -443,16 +491,21 @@ func (d *Deliver) judge(b *batch, p part, res sinks.Result) {
 		}
 		switch verdict {
 		case sinks.Retry, sinks.Stop:
-			return true
+			if !b.held {
+				return true
+			}
+			b.refs[i].frame.again = err
 		case sinks.Reject, sinks.Split, sinks.TooLarge:
 			d.reject(b.refs[i], p.attempts, err)
+			taken++
 		case sinks.Done:
+			taken++
 		}
 		settled++
 		d.confirm(b.refs[i].frame)
 		return false
 	})
-	d.report(b, p, now, settled == 0, &res)
+	d.report(b, p, now, taken == 0, &res)
 	if res.Verdict == sinks.Done && d.most < int64(d.limits.Bytes) {
 		d.most = min(int64(d.limits.Bytes), d.mostBytes()+d.mostBytes()/256+1) // feel out whether more is taken again
 	}
@@ -465,7 +518,7 @@ func (d *Deliver) judge(b *batch, p part, res sinks.Result) {
 	}
 	p.after = now // the breaker knows when after Retry-After and Stop
 	if res.Verdict != sinks.Stop {
-		p.after = now.Add(backoff(p.attempts))
+		p.after = now.Add(d.cfg.Backoff.after(p.attempts))
 	}
 	p.probe = false
 	b.todo = append(b.todo, p)

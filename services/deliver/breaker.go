@@ -8,21 +8,18 @@ import (
 )
 
 const (
-	// backoffMin and backoffMax bound the pause after a failure.
-	backoffMin = 500 * time.Millisecond
-	backoffMax = time.Minute
 	// stopPause is how often a destination is tried that needs somebody to act.
 	stopPause = 30 * time.Second
 	// breakAfter is how many failures in a row open the breaker.
 	breakAfter = 5
 )
 
-// backoff is the pause after the nth failure, n from 1: doubling, with a jitter
-// down to the half.
-func backoff(n int) time.Duration {
-	pause := backoffMax
-	if n < 8 {
-		pause = min(pause, backoffMin<<(n-1))
+// after is the pause after the nth failure, n from 1: doubling, with a jitter down to
+// the half.
+func (b Backoff) after(n int) time.Duration {
+	pause := b.Max
+	if n <= 20 {
+		pause = min(pause, b.Initial<<(n-1))
 	}
 	return pause/2 + rand.N(pause/2+1) //nolint:gosec // no secret depends on it
 }
@@ -41,7 +38,8 @@ const (
 
 // breaker is the view of a destination as a whole. Deliver.mu guards it.
 type breaker struct {
-	state health
+	backoff Backoff
+	state   health
 	// fails counts failures in a row, probes those while open.
 	fails, probes int
 	// next is the earliest time of any attempt.
@@ -99,7 +97,7 @@ func (b *breaker) record(now time.Time, probe, down bool, res *sinks.Result) cha
 		return b.down(now, probe, res.After)
 	}
 	was := *b
-	*b = breaker{}
+	*b = breaker{backoff: b.backoff}
 	if was.state != closed {
 		b.since = was.since
 		return healed
@@ -127,7 +125,7 @@ func (b *breaker) down(now time.Time, probe bool, after time.Duration) change {
 		return same
 	}
 	b.probes++
-	if next := now.Add(backoff(b.probes)); next.After(b.next) {
+	if next := now.Add(b.backoff.after(b.probes)); next.After(b.next) {
 		b.next = next
 	}
 	b.state = open

@@ -23,6 +23,12 @@ type Destination struct {
 	FromNow bool `yaml:"from_now"`
 	// Concurrency caps the batches that are sent at the same time. Unit: batches.
 	Concurrency int `yaml:"concurrency"`
+	// AdaptiveConcurrency sends fewer batches at the same time while the destination gets slower or throttles, and up to the cap while it does not. Else always up to the cap.
+	AdaptiveConcurrency bool `yaml:"adaptive_concurrency"`
+	// Backoff is how long a failed batch waits before it is sent again.
+	Backoff Backoff `yaml:"backoff"`
+	// MaxBacklog says what becomes of events that a destination does not take for long.
+	MaxBacklog MaxBacklog `yaml:"max_backlog"`
 	// MaxInHand caps the encoded bytes that wait to be confirmed, in one process. Unit: bytes.
 	MaxInHand config.Bytes `yaml:"max_in_hand"`
 	// DrainTimeout is how long batches that are being sent may take to end when penstock stops. Unit: duration.
@@ -31,9 +37,41 @@ type Destination struct {
 	Options any `yaml:",kind"`
 }
 
+// Backoff bounds the pauses between attempts. They double, with a jitter down to the
+// half; what the far side asks for goes before.
+type Backoff struct {
+	// Initial is the pause after the first failure. Unit: duration.
+	Initial time.Duration `yaml:"initial"`
+	// Max is the longest pause. Unit: duration.
+	Max time.Duration `yaml:"max"`
+}
+
+// MaxBacklog bounds how old events get in front of a destination.
+type MaxBacklog struct {
+	// Age of an event in the log from which on Policy holds; 0 is never. Unit: duration.
+	Age time.Duration `yaml:"age"`
+	// Policy is hold (keep everything: when the log is full, the whole pipeline waits) or skip (go on without the events; they are counted in the ledger and stay in the log for a replay, as long as that keeps them).
+	Policy BacklogPolicy `yaml:"policy"`
+}
+
+// BacklogPolicy is what becomes of events that are too old.
+type BacklogPolicy string
+
+// The policies.
+const (
+	Hold BacklogPolicy = "hold"
+	Skip BacklogPolicy = "skip"
+)
+
+// Values implements [config.Enum].
+func (BacklogPolicy) Values() []string { return []string{string(Hold), string(Skip)} }
+
 // Defaults is a destination of which nothing is said.
 func Defaults() Destination {
-	return Destination{Concurrency: 4, MaxInHand: 32 * config.MiB, DrainTimeout: 10 * time.Second}
+	return Destination{
+		Concurrency: 8, AdaptiveConcurrency: true, Backoff: Backoff{Initial: 500 * time.Millisecond, Max: time.Minute},
+		MaxBacklog: MaxBacklog{Policy: Hold}, MaxInHand: 16 * config.MiB, DrainTimeout: 10 * time.Second,
+	}
 }
 
 // SetDefaults implements [config.Defaulter].
@@ -60,6 +98,11 @@ func (d Destination) Validate() error {
 		}
 	}
 	p.Need(d.Concurrency >= 1 && d.Concurrency <= 256, "concurrency", "use 1 to 256 batches, e.g. 4")
+	p.Need(d.Backoff.Initial > 0 && d.Backoff.Initial <= d.Backoff.Max, "backoff.initial", "use a duration above 0s and up to backoff.max, e.g. 500ms")
+	p.Need(d.Backoff.Max <= time.Hour, "backoff.max", "use up to 1h, e.g. 1m")
+	p.Need(d.MaxBacklog.Age >= 0, "max_backlog.age", "use 0s for never, or a duration, e.g. 48h")
+	p.Need(d.MaxBacklog.Policy == Hold || d.MaxBacklog.Policy == Skip, "max_backlog.policy", "use hold or skip")
+	p.Need(d.MaxBacklog.Policy != Skip || d.MaxBacklog.Age > 0, "max_backlog.age", "set the age from which on events are skipped, e.g. 48h")
 	p.Need(d.MaxInHand >= config.MiB, "max_in_hand", "use 1 MiB or more, e.g. 32 MiB")
 	p.Need(d.DrainTimeout >= 0 && d.DrainTimeout <= 10*time.Minute, "drain_timeout", "use 0s to 10m, e.g. 10s")
 	return p.Err()

@@ -7,9 +7,11 @@
 // Out:    batches to the sink, cut by count, encoded bytes and age, each event
 // with its id. One Delivered fact per frame. Events that the sink refuses go to
 // quarantine.
+// max_backlog may let a destination skip what is too old; that is counted, too.
 // Errors: an outage of the destination is no error: its frames stay in hand, and
 // the bus keeps the rest. deliver.drained gives back a frame that was not
-// confirmed when the process had to stop.
+// confirmed when the process had to stop, deliver.lost_before_commit one of which a
+// sink lost bytes that it had taken over.
 // State:  none beyond the frames in hand. Several copies may run for one
 // destination, on one consumer.
 //
@@ -39,6 +41,10 @@ import (
 var (
 	errDrained = fault.Define("deliver.drained", fault.Retry,
 		"nothing: the frame is delivered after the restart")
+	errAgain = fault.Define("deliver.lost_before_commit", fault.Retry,
+		"see why the destination lost what it had taken; the events are read from the log again and sent anew")
+	errTooOld = fault.Define("deliver.too_old", fault.Retry,
+		"nothing: the frame is older than max_backlog.age by now, and is skipped and counted")
 	errRefused = fault.Define("deliver.refused", fault.Reject,
 		"see why the destination refuses this event, then redrive it")
 	errPanic = fault.Define("deliver.sink_panicked", fault.Retry,
@@ -55,16 +61,21 @@ type Deps struct {
 	// batch is sent before it is full or old, as nothing would be added. 0 means
 	// that this is not known.
 	Window int
+	// WindowBytes is how many bytes of frames it has in hand at once, 0 when this is
+	// not known.
+	WindowBytes int64
 }
 
 // Deliver serves one destination.
 type Deliver struct {
-	cfg    Destination
-	sink   sinks.Sink
-	limits sinks.Limits
-	where  *condition.Condition
-	log    *slog.Logger
-	window int
+	cfg         Destination
+	sink        sinks.Sink
+	limits      sinks.Limits
+	where       *condition.Condition
+	log         *slog.Logger
+	patient     sinks.Patient // the sink, if it is one
+	window      int
+	windowBytes int64
 
 	// turn is held by the one frame whose events are being added.
 	turn    chan struct{}
@@ -93,7 +104,7 @@ func New(cfg Destination, sink sinks.Sink, deps Deps) (*Deliver, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	d := &Deliver{cfg: cfg, sink: sink, limits: sink.Limits(), log: deps.Log, window: deps.Window, turn: make(chan struct{}, 1)}
+	d := &Deliver{cfg: cfg, sink: sink, limits: sink.Limits(), log: deps.Log, window: deps.Window, windowBytes: deps.WindowBytes, turn: make(chan struct{}, 1)}
 	if err := d.limits.Validate(); err != nil {
 		return nil, err
 	}
@@ -107,9 +118,10 @@ func New(cfg Destination, sink sinks.Sink, deps Deps) (*Deliver, error) {
 		}
 		d.where = where
 	}
+	d.patient, _ = sink.(sinks.Patient)
 	d.draining = make(chan struct{})
 	d.drainNow = sync.OnceFunc(func() { close(d.draining) })
-	d.batcher.init()
+	d.batcher.init(cfg)
 	destinations.add(d)
 	return d, nil
 }
@@ -118,6 +130,7 @@ func New(cfg Destination, sink sinks.Sink, deps Deps) (*Deliver, error) {
 type frame struct {
 	span   trace.SpanContext
 	stored time.Time
+	size   int64
 	// out says for each event whether the expression leaves it out; nil when
 	// there is no expression.
 	out []bool
@@ -127,6 +140,7 @@ type frame struct {
 	added    bool // all events are
 	gone     bool // Handle has given up on it
 	rejected []rejection
+	again    error         // why events have to be read from the log once more
 	settled  chan struct{} // closed when added and pending is 0
 }
 
@@ -143,9 +157,18 @@ type rejection struct {
 // drain timeout; what waits for a retry is given back at once (deliver.drained).
 func (d *Deliver) Handle(ctx context.Context, in topology.In[messages.View], out topology.Outbox) error {
 	v := in.Value
-	f := &frame{span: trace.SpanContextFromContext(ctx), stored: in.Stored, settled: make(chan struct{})}
+	f := &frame{span: trace.SpanContextFromContext(ctx), stored: in.Stored, size: int64(len(in.Data)), settled: make(chan struct{})}
 	if f.stored.IsZero() {
 		f.stored = time.Now()
+	}
+	if d.cfg.MaxBacklog.Policy == Skip {
+		left := time.Until(f.stored.Add(d.cfg.MaxBacklog.Age))
+		if left <= 0 {
+			return d.skip(in, out)
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, left, errTooOld)
+		defer cancel()
 	}
 	if err := d.filter(&v, f); err != nil {
 		return err
@@ -158,7 +181,54 @@ func (d *Deliver) Handle(ctx context.Context, in topology.In[messages.View], out
 	if err := d.await(ctx, f); err != nil {
 		return err
 	}
+	if f.again != nil {
+		return errAgain.New(f.again, "deliver a frame to destination %s", d.cfg.Name)
+	}
 	return d.settle(ctx, in, f, out)
+}
+
+// skip tells the ledger of a frame that is too old for the destination. Some of its
+// events may have got there before, unconfirmed.
+func (d *Deliver) skip(in topology.In[messages.View], out topology.Outbox) error {
+	v := in.Value
+	origins, err := v.Origins()
+	if err != nil {
+		return err
+	}
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	if err := s.read(&v, false); err != nil {
+		return err
+	}
+	fact := &messages.Delivered{Destination: d.cfg.Name, Sequence: in.Sequence, EventType: v.EventType()}
+	pulls := make([]*messages.DeliveredPull, len(origins))
+	skipped := 0
+	for i := range v.Len() {
+		if v.Fate(i) != messages.Live {
+			continue
+		}
+		origin := int(s.columns.OriginOf[i])
+		if pulls[origin] == nil {
+			pulls[origin] = &messages.DeliveredPull{Pull: origins[origin].GetPull()}
+			fact.Pulls = append(fact.Pulls, pulls[origin])
+		}
+		pulls[origin].Skipped++
+		skipped++
+	}
+	eventsSkipped.WithLabelValues(d.cfg.Name).Add(float64(skipped))
+	d.tellSkipped(skipped)
+	out.Fact(&messages.Fact{Kind: &messages.Fact_Delivered{Delivered: fact}})
+	return nil
+}
+
+// tellSkipped logs what is skipped, at most once a minute.
+func (d *Deliver) tellSkipped(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if now := time.Now(); now.Sub(d.toldSkipped) >= time.Minute {
+		d.toldSkipped = now
+		d.log.Warn("events are skipped: they are older than max_backlog.age; the log keeps them for a replay", "events", n, "age", d.cfg.MaxBacklog.Age.String())
+	}
 }
 
 // filter evaluates the destination's expression. An event for which that fails
@@ -236,7 +306,7 @@ func (d *Deliver) add(ctx context.Context, v *messages.View, f *frame) error {
 	if err := s.read(v, true); err != nil {
 		return err
 	}
-	e := sinks.Event{Type: v.EventType(), Source: v.Source()}
+	e := sinks.Event{Type: v.EventType(), Source: v.Source(), Format: v.Format()}
 	at, replaced := 0, 0
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -355,6 +425,7 @@ func (d *Deliver) Drain() {
 	defer d.mu.Unlock()
 	d.due = d.open != nil
 	d.launch()
+	d.hurry()
 	d.wake()
 }
 

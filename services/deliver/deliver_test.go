@@ -587,7 +587,7 @@ func TestBreakerLetsOneBatchProbe(t *testing.T) {
 			return sinks.Result{}
 		}
 		cfg := destination()
-		cfg.Concurrency = 8
+		cfg.Concurrency, cfg.AdaptiveConcurrency = 8, false
 		d := start(t, cfg, sink, Deps{})
 		defer shut(t, d)
 		done := make(chan error)
@@ -1055,7 +1055,221 @@ destinations:
 	if !ok || hook.Concurrency != 2 || http.Batch != (sinks.Limits{Events: 10, Bytes: 64 * config.KiB, Age: time.Second}) || http.BearerToken.Reveal() != "secret" {
 		t.Errorf("hook is %+v with %+v", hook, hook.Options)
 	}
-	if f, ok := disk.Options.(*sinks.FileConfig); !ok || f.Format != sinks.Document || disk.MaxInHand != 32*config.MiB {
+	if f, ok := disk.Options.(*sinks.FileConfig); !ok || f.Format != sinks.Document || disk.MaxInHand != 16*config.MiB {
 		t.Errorf("disk is %+v with %+v", disk, disk.Options)
 	}
+}
+
+// holder is a sink that takes bytes over and confirms them when it is hurried.
+type holder struct {
+	memory
+	answers chan sinks.Result
+	hurried chan struct{}
+}
+
+func newHolder() *holder {
+	h := &holder{answers: make(chan sinks.Result), hurried: make(chan struct{}, 64)}
+	h.limits, h.done = sinks.Limits{Events: 10, Bytes: config.MiB, Age: time.Second}, map[messages.ID]int{}
+	h.answer = func(ctx context.Context, b sinks.Batch) sinks.Result {
+		b.Release()
+		select {
+		case res := <-h.answers:
+			return res
+		case <-ctx.Done():
+			return sinks.Result{Verdict: sinks.Retry, Err: errOut.New(context.Cause(ctx), "hold on")}
+		}
+	}
+	return h
+}
+
+func (h *holder) Frames() int { return 8 }
+
+func (h *holder) Hurry() {
+	select {
+	case h.hurried <- struct{}{}:
+	default:
+	}
+}
+
+// Deliver of a holder does not look at the bytes that it has released.
+func (h *holder) Deliver(ctx context.Context, b sinks.Batch) sinks.Result {
+	n := b.Len()
+	res := h.answer(ctx, b)
+	if res.Verdict == sinks.Done {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		for i := range n {
+			h.done[b.ID(i)]++
+		}
+	}
+	return res
+}
+
+// A sink that holds batches gets more than concurrency and max_in_hand allow, as it
+// has taken the bytes over; what it then loses is read from the log again.
+func TestHeldBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newHolder()
+		cfg := destination()
+		cfg.Concurrency, cfg.MaxInHand = 1, config.MiB
+		d := start(t, cfg, sink, Deps{Window: 8})
+		defer shut(t, d)
+		errs := make(chan error, 8)
+		outs := make([]*topology.Recorder, 8)
+		for i := range outs {
+			outs[i] = &topology.Recorder{}
+			go func() { errs <- d.Handle(t.Context(), frameOf(t, uint64(i+1), docs(10, 50_000)...), outs[i]) }()
+		}
+		synctest.Wait()
+		if r := d.read(time.Now()); r.inFlight != 8 || r.inHand != 0 {
+			t.Errorf("%d batches under way with %d bytes in hand", r.inFlight, r.inHand)
+		}
+		if len(sink.hurried) == 0 {
+			t.Error("the window is full, and the sink was not told")
+		}
+		for i := range 8 {
+			var res sinks.Result
+			if i%2 == 1 {
+				res = sinks.Result{Verdict: sinks.Retry, Err: errOut.New(nil, "keep what was uploaded")}
+			}
+			sink.answers <- res
+		}
+		done, again := 0, 0
+		for range 8 {
+			switch err := <-errs; fault.CodeOf(err) {
+			case "deliver.lost_before_commit":
+				again++
+			default:
+				if err != nil {
+					t.Error(err)
+				}
+				done++
+			}
+		}
+		var facts []*messages.Fact
+		for _, out := range outs {
+			facts = append(facts, out.Facts()...)
+		}
+		if confirmed, _ := totals(facts); done != 4 || again != 4 || confirmed != 40 || len(sink.done) != 40 {
+			t.Errorf("%d frames done, %d again, %d confirmed, %d at the sink", done, again, confirmed, len(sink.done))
+		}
+		if r := d.read(time.Now()); r.inFlight != 0 || r.inHand != 0 || d.held != 0 {
+			t.Errorf("%d batches, %d bytes, %d held are left", r.inFlight, r.inHand, d.held)
+		}
+	})
+}
+
+// What is held when the process stops gets the drain time to be committed.
+func TestDrainHurries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newHolder()
+		d := start(t, destination(), sink, Deps{Window: 8})
+		defer shut(t, d)
+		errs := make(chan error, 1)
+		go func() { errs <- d.Handle(t.Context(), frameOf(t, 1, docs(10, 0)...), &topology.Recorder{}) }()
+		synctest.Wait()
+		d.Drain()
+		<-sink.hurried
+		sink.answers <- sinks.Result{}
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// covers: LIM-24
+// A destination that was down for longer than max_backlog.age goes on with what is
+// newer; what it leaves out is counted, and so are frames that get too old in hand.
+func TestMaxBacklogSkips(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newMemory()
+		sink.answer = func(context.Context, sinks.Batch) sinks.Result {
+			return sinks.Result{Verdict: sinks.Retry, Err: errOut.New(nil, "reach it")}
+		}
+		cfg := destination()
+		cfg.MaxBacklog = MaxBacklog{Age: time.Hour, Policy: Skip}
+		d := start(t, cfg, sink, Deps{})
+		defer shut(t, d)
+		in := frameOf(t, 1, docs(10, 0)...)
+		in.Stored = time.Now().Add(-time.Minute)
+		out := &topology.Recorder{}
+		began := time.Now()
+		if err := d.Handle(t.Context(), in, out); fault.CodeOf(err) != "deliver.drained" || len(out.Facts()) != 0 {
+			t.Errorf("in hand: %v, %d facts", err, len(out.Facts()))
+		}
+		if waited := time.Since(began); waited < 58*time.Minute || waited > time.Hour {
+			t.Errorf("given up after %v", waited)
+		}
+		time.Sleep(time.Second) // until the bus brings it again
+		if err := d.Handle(t.Context(), in, out); err != nil {
+			t.Error(err)
+		}
+		skipped := uint64(0)
+		for _, p := range out.Facts()[0].GetDelivered().GetPulls() {
+			skipped += p.GetSkipped()
+		}
+		if confirmed, _ := totals(out.Facts()); skipped != 10 || confirmed != 0 {
+			t.Errorf("skipped %d, confirmed %d", skipped, confirmed)
+		}
+		sink.state(func() { sink.answer = nil })
+		in = frameOf(t, 2, docs(10, 0)...)
+		in.Stored = time.Now()
+		out = &topology.Recorder{}
+		if err := d.Handle(t.Context(), in, out); err != nil {
+			t.Error(err)
+		}
+		if confirmed, _ := totals(out.Facts()); confirmed != 10 {
+			t.Errorf("after the outage %d confirmed", confirmed)
+		}
+	})
+}
+
+// A far side with room for six at once: the pace goes there and stays near, halves
+// when it is throttled, and finds back.
+func TestPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pace
+		if n := p.now(32); n != startAt {
+			t.Errorf("begins with %d", n)
+		}
+		round := func(verdict sinks.Verdict) {
+			n := p.now(32)
+			began := time.Now()
+			took := 100 * time.Millisecond
+			if n > 6 {
+				took *= time.Duration(n) // all wait for all
+			}
+			time.Sleep(took)
+			for range n {
+				p.record(began, time.Now(), true, n, 32, verdict)
+			}
+		}
+		seen := map[int]bool{}
+		for range 100 {
+			round(sinks.Done)
+			seen[p.now(32)] = true
+		}
+		for n := range seen {
+			if n < 4 || n > 8 {
+				t.Errorf("went to %d", n)
+			}
+		}
+		before := p.now(32)
+		round(sinks.Retry)
+		if n := p.now(32); n != max(1, before/2) {
+			t.Errorf("from %d to %d when throttled", before, n)
+		}
+		for range 20 {
+			round(sinks.Retry)
+		}
+		if n := p.now(32); n != 1 {
+			t.Errorf("%d after many failures", n)
+		}
+		for range 100 {
+			round(sinks.Done)
+		}
+		if n := p.now(32); n < 4 {
+			t.Errorf("%d after the outage", n)
+		}
+	})
 }

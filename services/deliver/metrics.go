@@ -15,6 +15,9 @@ var (
 	eventsFiltered = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "penstock_deliver_events_filtered_total", Help: "Events that the expression of a destination left out.",
 	}, []string{"destination"})
+	eventsSkipped = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "penstock_deliver_events_skipped_total", Help: "Events that a destination did not take before they were too old for its max_backlog.",
+	}, []string{"destination"})
 	eventsQuarantined = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "penstock_deliver_events_quarantined_total", Help: "Events that a destination refused, by code.",
 	}, []string{"destination", "code"})
@@ -61,6 +64,8 @@ var (
 		"Encoded bytes that wait to be confirmed.", []string{"destination"}, nil)
 	inFlightDesc = prometheus.NewDesc("penstock_deliver_batches_in_flight",
 		"Batches that are being sent or wait to be sent again.", []string{"destination"}, nil)
+	concurrencyDesc = prometheus.NewDesc("penstock_deliver_concurrency",
+		"Batches that may be sent at once: what the destination has shown to stand, up to the configured cap.", []string{"destination"}, nil)
 	stateDesc = prometheus.NewDesc("penstock_deliver_breaker_state",
 		"0: all goes through. 1: the destination fails and one batch at a time is tried. 2: somebody has to change something.", []string{"destination"}, nil)
 )
@@ -79,7 +84,7 @@ func (g *gauges) remove(d *Deliver) {
 
 // Describe implements [prometheus.Collector].
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{oldestDesc, inHandDesc, inFlightDesc, stateDesc} {
+	for _, d := range []*prometheus.Desc{oldestDesc, inHandDesc, inFlightDesc, concurrencyDesc, stateDesc} {
 		ch <- d
 	}
 }
@@ -88,6 +93,7 @@ func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 type reading struct {
 	oldest           time.Duration
 	inHand, inFlight int64
+	concurrency      int
 	state            health
 }
 
@@ -98,12 +104,13 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	now, byName := time.Now(), map[string]reading{}
 	for d := range g.all {
 		r, sum := d.read(now), byName[d.cfg.Name]
-		byName[d.cfg.Name] = reading{max(r.oldest, sum.oldest), r.inHand + sum.inHand, r.inFlight + sum.inFlight, max(r.state, sum.state)}
+		byName[d.cfg.Name] = reading{max(r.oldest, sum.oldest), r.inHand + sum.inHand, r.inFlight + sum.inFlight, r.concurrency + sum.concurrency, max(r.state, sum.state)}
 	}
 	for name, r := range byName {
 		ch <- prometheus.MustNewConstMetric(oldestDesc, prometheus.GaugeValue, r.oldest.Seconds(), name)
 		ch <- prometheus.MustNewConstMetric(inHandDesc, prometheus.GaugeValue, float64(r.inHand), name)
 		ch <- prometheus.MustNewConstMetric(inFlightDesc, prometheus.GaugeValue, float64(r.inFlight), name)
+		ch <- prometheus.MustNewConstMetric(concurrencyDesc, prometheus.GaugeValue, float64(r.concurrency), name)
 		ch <- prometheus.MustNewConstMetric(stateDesc, prometheus.GaugeValue, float64(r.state), name)
 	}
 }
@@ -112,7 +119,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 func (d *Deliver) read(now time.Time) reading {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	r := reading{inHand: d.inHand, inFlight: int64(len(d.running)), state: d.breaker.state}
+	r := reading{inHand: d.inHand, inFlight: int64(len(d.running)), concurrency: d.pace.now(d.cfg.Concurrency), state: d.breaker.state}
 	for f := range d.frames {
 		r.oldest = max(r.oldest, now.Sub(f.stored))
 	}

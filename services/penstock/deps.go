@@ -34,6 +34,20 @@ func (p *pipeline) fetchDeps(log *slog.Logger) fetch.Deps {
 	return deps
 }
 
+// tags tells how the events of each source are tagged for Devo.
+func (p *pipeline) tags() func(source string) *tag.Resolver {
+	known := map[string]*tag.Resolver{}
+	for _, s := range p.file.Sources {
+		known[s.Name] = tag.NewResolver(s.Tag, s.Name)
+	}
+	return func(source string) *tag.Resolver {
+		if r := known[source]; r != nil {
+			return r
+		}
+		return tag.NewResolver(tag.Config{}, source) // one that the configuration has no more
+	}
+}
+
 // parseDeps tells parse the format options of each source.
 func (p *pipeline) parseDeps(lanes uint32, bus *topology.Bus) parse.Deps {
 	deps := parse.Deps{

@@ -125,6 +125,9 @@ func printSums(w io.Writer, r ledger.Report) error {
 		if d.Filtered > 0 {
 			line("  filtered", d.Filtered, "")
 		}
+		if d.Skipped > 0 {
+			line("  skipped", d.Skipped, "too old for max_backlog")
+		}
 		counts("quarantined", d.Quarantined)
 		if d.Waiting > 0 {
 			line("  waiting", d.Waiting, "")

@@ -282,12 +282,15 @@ func consume[T any](bus *topology.Bus, c topology.Consumer, decode func([]byte) 
 // destination makes the reader of the event log for one destination.
 func (p *pipeline) destination(ctx context.Context, c deliver.Destination, bus *topology.Bus, log *slog.Logger) (func(context.Context) error, error) {
 	log = log.With("destination", c.Name)
-	sink, err := sinks.Catalog.Open(ctx, c.Type, c.Options, sinks.Deps{Destination: c.Name, Log: log})
+	sink, err := sinks.Catalog.Open(ctx, c.Type, c.Options, sinks.Deps{Destination: c.Name, Log: log, Bus: bus, Tags: p.tags()})
 	if err != nil {
 		return nil, err
 	}
 	consumer := topology.DeliverConsumer(c.Name, c.Types, c.FromNow)
-	d, err := deliver.New(c, sink, deliver.Deps{Log: log, Window: consumer.Window})
+	if patient, ok := sink.(sinks.Patient); ok {
+		consumer.Window = max(consumer.Window, patient.Frames())
+	}
+	d, err := deliver.New(c, sink, deliver.Deps{Log: log, Window: consumer.Window, WindowBytes: consumer.WindowBytes})
 	if err != nil {
 		return nil, errors.Join(err, sink.Close())
 	}

@@ -3,7 +3,7 @@
 //
 //	records cut = skipped + quarantined + unique + duplicates
 //	events logged = unique - dropped by rule
-//	events logged, of a destination's types = confirmed + filtered + quarantined there
+//	events logged, of a destination's types = confirmed + filtered + skipped + quarantined there
 //
 // A fact may come several times and in any order, and counts once; penstock.proto
 // says by what. A record is at most one event.

@@ -85,12 +85,12 @@ type typed struct {
 
 // settled is what a destination did with the events of a pull.
 type settled struct {
-	destination         int
-	confirmed, filtered uint64
-	quarantined         counts
+	destination                  int
+	confirmed, filtered, skipped uint64
+	quarantined                  counts
 }
 
-func (s *settled) sum() uint64 { return s.confirmed + s.filtered + s.quarantined.sum() }
+func (s *settled) sum() uint64 { return s.confirmed + s.filtered + s.skipped + s.quarantined.sum() }
 
 // addParsed counts once by frame. Where the same frame was parsed to different
 // ends, as after a redrive, the one with more events holds.
@@ -177,6 +177,7 @@ func (p *pull) addDelivered(destination int, n *messages.DeliveredPull) {
 func (s *settled) add(n *messages.DeliveredPull) {
 	s.confirmed += n.GetConfirmed()
 	s.filtered += n.GetFiltered()
+	s.skipped += n.GetSkipped()
 	s.quarantined.add(n.GetQuarantined())
 }
 

@@ -112,10 +112,11 @@ type Settled struct {
 	Name string `json:"name"`
 	// Expected events are those logged of the types that it reads.
 	Expected uint64 `json:"expected"`
-	// Confirmed by the sink, filtered by the destination's expression, quarantined
-	// by code.
+	// Confirmed by the sink, filtered by the destination's expression, skipped as too
+	// old for its max_backlog, quarantined by code.
 	Confirmed   uint64            `json:"confirmed"`
 	Filtered    uint64            `json:"filtered"`
+	Skipped     uint64            `json:"skipped,omitempty"`
 	Quarantined map[string]uint64 `json:"quarantined,omitempty"`
 	// Waiting events are not settled, and belong to open pulls.
 	Waiting uint64 `json:"waiting,omitempty"`
@@ -303,7 +304,7 @@ func (b *Pull) settle(p *pull, d *destination, wanted []bool) {
 	var done uint64
 	for i := range p.settled {
 		if has := &p.settled[i]; has.destination == d.index {
-			s.Confirmed, s.Filtered, s.Quarantined = has.confirmed, has.filtered, maps.Clone(has.quarantined)
+			s.Confirmed, s.Filtered, s.Skipped, s.Quarantined = has.confirmed, has.filtered, has.skipped, maps.Clone(has.quarantined)
 			done = has.sum()
 		}
 	}
@@ -396,6 +397,7 @@ func (s *Settled) add(n *Settled) {
 	s.Expected += n.Expected
 	s.Confirmed += n.Confirmed
 	s.Filtered += n.Filtered
+	s.Skipped += n.Skipped
 	s.Waiting += n.Waiting
 	s.Before += n.Before
 	s.Missing += n.Missing
