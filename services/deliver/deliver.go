@@ -26,15 +26,12 @@ import (
 	"log/slog"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/deliver/sinks"
-	"github.com/penstock/penstock/services/internal/condition"
-	"github.com/penstock/penstock/services/internal/document"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -71,7 +68,6 @@ type Deliver struct {
 	cfg         Destination
 	sink        sinks.Sink
 	limits      sinks.Limits
-	where       *condition.Condition
 	log         *slog.Logger
 	patient     sinks.Patient // the sink, if it is one
 	window      int
@@ -84,6 +80,7 @@ type Deliver struct {
 	draining chan struct{}
 	drainNow func()
 
+	lens
 	batcher
 }
 
@@ -111,12 +108,9 @@ func New(cfg Destination, sink sinks.Sink, deps Deps) (*Deliver, error) {
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Where != "" {
-		where, err := condition.Compile(cfg.Where)
-		if err != nil {
-			return nil, err
-		}
-		d.where = where
+	var err error
+	if d.lens, err = newLens(cfg); err != nil {
+		return nil, err
 	}
 	d.patient, _ = sink.(sinks.Patient)
 	d.draining = make(chan struct{})
@@ -231,8 +225,7 @@ func (d *Deliver) tellSkipped(n int) {
 	}
 }
 
-// filter evaluates the destination's expression. An event for which that fails
-// is delivered: nothing is lost by a mistake in an expression.
+// filter evaluates the destination's expression.
 func (d *Deliver) filter(v *messages.View, f *frame) error {
 	if d.where == nil {
 		return nil
@@ -242,29 +235,7 @@ func (d *Deliver) filter(v *messages.View, f *frame) error {
 	if err := s.read(v, d.where.NeedsDoc()); err != nil {
 		return err
 	}
-	f.out = make([]bool, v.Len())
-	failed, at := 0, 0
-	e := condition.Event{Type: v.EventType(), Source: v.Source()}
-	for i := range f.out {
-		from := at
-		at += int(s.columns.Lengths[i])
-		if v.Fate(i) != messages.Live {
-			continue
-		}
-		if d.where.NeedsDoc() {
-			e.Doc = s.body[from:at]
-		}
-		e.ID, e.Time = v.ID(i), s.columns.Times[i]
-		e.Account, e.Region = s.account(i), s.region(i)
-		ok, err := d.where.Match(&e)
-		if err != nil {
-			failed++
-		}
-		f.out[i] = !ok && err == nil
-	}
-	if failed > 0 {
-		conditionErrors.WithLabelValues(d.cfg.Name).Add(float64(failed))
-	}
+	f.out = d.leftOut(v, s)
 	return nil
 }
 
@@ -306,30 +277,15 @@ func (d *Deliver) add(ctx context.Context, v *messages.View, f *frame) error {
 	if err := s.read(v, true); err != nil {
 		return err
 	}
-	e := sinks.Event{Type: v.EventType(), Source: v.Source(), Format: v.Format()}
-	at, replaced := 0, 0
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for i := range v.Len() {
-		from := at
-		at += int(s.columns.Lengths[i])
-		if v.Fate(i) != messages.Live || f.out != nil && f.out[i] {
-			continue
-		}
-		e.Doc = s.body[from:at]
-		if !utf8.Valid(e.Doc) {
-			n := 0
-			s.fixed, n = document.AppendValid(s.fixed[:0], e.Doc)
-			e.Doc, replaced = s.fixed, replaced+n
-		}
-		e.ID, e.Time = v.ID(i), s.columns.Times[i]
-		e.Account, e.Region = s.account(i), s.region(i)
-		if err := d.put(ctx, f, i, &e); err != nil {
-			return err
-		}
-	}
-	if replaced > 0 {
-		replacedBytes.WithLabelValues(d.cfg.Name).Add(float64(replaced))
+	var err error
+	d.each(v, s, f.out, 0, func(i int, e *sinks.Event) bool {
+		err = d.put(ctx, f, i, e)
+		return err == nil
+	})
+	if err != nil {
+		return err
 	}
 	d.complete(f)
 	return nil

@@ -1,0 +1,90 @@
+package deliver
+
+import (
+	"unicode/utf8"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/services/deliver/sinks"
+	"github.com/penstock/penstock/services/internal/condition"
+	"github.com/penstock/penstock/services/internal/document"
+)
+
+// lens is the events of the log as one destination sees them. It may be used
+// concurrently.
+type lens struct {
+	destination string
+	where       *condition.Condition // nil: all
+}
+
+func newLens(cfg Destination) (lens, error) {
+	l := lens{destination: cfg.Name}
+	if cfg.Where == "" {
+		return l, nil
+	}
+	var err error
+	l.where, err = condition.Compile(cfg.Where)
+	return l, err
+}
+
+// leftOut says for each event of a frame whether the expression leaves it out; nil
+// when there is no expression. An event for which that fails stays in: nothing is
+// lost by a mistake in an expression. s holds the columns, and the documents when the
+// expression needs them.
+func (l *lens) leftOut(v *messages.View, s *scratch) []bool {
+	if l.where == nil {
+		return nil
+	}
+	out := make([]bool, v.Len())
+	failed, at := 0, 0
+	e := condition.Event{Type: v.EventType(), Source: v.Source()}
+	for i := range out {
+		from := at
+		at += int(s.columns.Lengths[i])
+		if v.Fate(i) != messages.Live {
+			continue
+		}
+		if l.where.NeedsDoc() {
+			e.Doc = s.body[from:at]
+		}
+		e.ID, e.Time = v.ID(i), s.columns.Times[i]
+		e.Account, e.Region = s.account(i), s.region(i)
+		ok, err := l.where.Match(&e)
+		if err != nil {
+			failed++
+		}
+		out[i] = !ok && err == nil
+	}
+	if failed > 0 {
+		conditionErrors.WithLabelValues(l.destination).Add(float64(failed))
+	}
+	return out
+}
+
+// each calls f for the live events of a frame that are not left out, from index from
+// on, until it returns false. s holds the columns and the documents. f keeps nothing
+// of the event.
+func (l *lens) each(v *messages.View, s *scratch, out []bool, from int, f func(i int, e *sinks.Event) bool) {
+	e := sinks.Event{Type: v.EventType(), Source: v.Source(), Format: v.Format()}
+	at, replaced := 0, 0
+	for i := range v.Len() {
+		start := at
+		at += int(s.columns.Lengths[i])
+		if i < from || v.Fate(i) != messages.Live || out != nil && out[i] {
+			continue
+		}
+		e.Doc = s.body[start:at]
+		if !utf8.Valid(e.Doc) {
+			n := 0
+			s.fixed, n = document.AppendValid(s.fixed[:0], e.Doc)
+			e.Doc, replaced = s.fixed, replaced+n
+		}
+		e.ID, e.Time = v.ID(i), s.columns.Times[i]
+		e.Account, e.Region = s.account(i), s.region(i)
+		if !f(i, &e) {
+			break
+		}
+	}
+	if replaced > 0 {
+		replacedBytes.WithLabelValues(l.destination).Add(float64(replaced))
+	}
+}
