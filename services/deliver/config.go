@@ -1,12 +1,14 @@
 package deliver
 
 import (
+	"fmt"
 	"regexp"
 	"time"
 
 	"github.com/penstock/penstock/services/deliver/sinks"
 	"github.com/penstock/penstock/services/internal/condition"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/transform"
 )
 
 // Destination configures one destination.
@@ -21,6 +23,8 @@ type Destination struct {
 	Where string `yaml:"where"`
 	// FromNow starts a new destination with what comes from now on, not with the oldest event that is kept. It has no effect on one that was there before.
 	FromNow bool `yaml:"from_now"`
+	// Mask hides fields of the documents from this destination. What a rule of routes masks is hidden from all.
+	Mask []transform.Mask `yaml:"mask"`
 	// Concurrency caps the batches that are sent at the same time. Unit: batches.
 	Concurrency int `yaml:"concurrency"`
 	// AdaptiveConcurrency sends fewer batches at the same time while the destination gets slower or throttles, and up to the cap while it does not. Else always up to the cap.
@@ -96,6 +100,9 @@ func (d Destination) Validate() error {
 			why, fix := condition.Explain(err)
 			p.Add("where", why, fix)
 		}
+	}
+	for i, m := range d.Mask {
+		p.In(fmt.Sprintf("mask[%d]", i), m.Validate())
 	}
 	p.Need(d.Concurrency >= 1 && d.Concurrency <= 256, "concurrency", "use 1 to 256 batches, e.g. 4")
 	p.Need(d.Backoff.Initial > 0 && d.Backoff.Initial <= d.Backoff.Max, "backoff.initial", "use a duration above 0s and up to backoff.max, e.g. 500ms")

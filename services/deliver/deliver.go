@@ -89,6 +89,7 @@ type scratch struct {
 	columns messages.Columns
 	body    []byte
 	fixed   []byte
+	masked  maskBuffers
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -281,6 +282,10 @@ func (d *Deliver) add(ctx context.Context, v *messages.View, f *frame) error {
 	defer d.mu.Unlock()
 	var err error
 	d.each(v, s, f.out, 0, func(i int, e *sinks.Event) bool {
+		if e == nil {
+			d.reject(ref{f, i}, 1, errMask.New(nil, "mask an event for destination %s: the document is not valid JSON", d.cfg.Name))
+			return true
+		}
 		err = d.put(ctx, f, i, e)
 		return err == nil
 	})

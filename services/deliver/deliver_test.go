@@ -25,6 +25,7 @@ import (
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/deliver/sinks"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/transform"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -1270,6 +1271,39 @@ func TestPace(t *testing.T) {
 		}
 		if n := p.now(32); n < 4 {
 			t.Errorf("%d after the outage", n)
+		}
+	})
+}
+
+// A mask hides fields from this destination; a document that it does not understand
+// goes to quarantine and not to the destination.
+func TestMask(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newMemory()
+		cfg := destination()
+		cfg.Mask = []transform.Mask{
+			{Fields: []string{"user.name", "pad"}, Method: transform.Redact},
+			{Fields: []string{"user.mail"}, Method: transform.Remove},
+		}
+		if err := cfg.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		d := start(t, cfg, sink, Deps{})
+		defer shut(t, d)
+		out := &topology.Recorder{}
+		in := frameOf(t, 1, `{"user":{"name":"ann","mail":"a@example.com"},"n":1}`, `{"user":{"na`, `{"n":3,"pad":"x"}`)
+		if err := d.Handle(t.Context(), in, out); err != nil {
+			t.Fatal(err)
+		}
+		got := fmt.Sprintf("%s", bytes.Join(sink.lines, nil))
+		if want := "{\"user\":{\"name\":\"[redacted]\"},\"n\":1}\n{\"n\":3,\"pad\":\"[redacted]\"}\n"; got != want {
+			t.Errorf("got %s", got)
+		}
+		if confirmed, quarantined := totals(out.Facts()); confirmed != 2 || quarantined != 1 {
+			t.Errorf("%d confirmed, %d quarantined", confirmed, quarantined)
+		}
+		if q := out.Quarantined(); len(q) != 1 || q[0].GetCode() != "deliver.mask_failed" || string(q[0].GetPayload()) != `{"user":{"na` {
+			t.Errorf("quarantine holds %v", q)
 		}
 	})
 }

@@ -14,10 +14,11 @@ import (
 type lens struct {
 	destination string
 	where       *condition.Condition // nil: all
+	masks       masks
 }
 
 func newLens(cfg Destination) (lens, error) {
-	l := lens{destination: cfg.Name}
+	l := lens{destination: cfg.Name, masks: newMasks(cfg.Mask)}
 	if cfg.Where == "" {
 		return l, nil
 	}
@@ -62,7 +63,7 @@ func (l *lens) leftOut(v *messages.View, s *scratch) []bool {
 
 // each calls f for the live events of a frame that are not left out, from index from
 // on, until it returns false. s holds the columns and the documents. f keeps nothing
-// of the event.
+// of the event. For one that a mask does not understand it is called with nil.
 func (l *lens) each(v *messages.View, s *scratch, out []bool, from int, f func(i int, e *sinks.Event) bool) {
 	e := sinks.Event{Type: v.EventType(), Source: v.Source(), Format: v.Format()}
 	at, replaced := 0, 0
@@ -80,7 +81,12 @@ func (l *lens) each(v *messages.View, s *scratch, out []bool, from int, f func(i
 		}
 		e.ID, e.Time = v.ID(i), s.columns.Times[i]
 		e.Account, e.Region = s.account(i), s.region(i)
-		if !f(i, &e) {
+		seen := &e
+		var ok bool
+		if e.Doc, ok = l.masks.apply(&s.masked, e.Doc); !ok {
+			seen = nil
+		}
+		if !f(i, seen) {
 			break
 		}
 	}
