@@ -461,7 +461,7 @@ func (d *Deliver) judge(b *batch, p part, began time.Time, res sinks.Result) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer d.wake()
-	if !b.held && b.ctx.Err() == nil {
+	if !b.held && b.ctx.Err() == nil && len(res.Items) == 0 {
 		size := b.items[p.to-1].End - b.items[p.from].Start
 		full := 2*(p.to-p.from) >= d.limits.Events || 2*int64(size) >= d.mostBytes()
 		d.pace.record(began, now, full, len(d.running)-d.held, d.cfg.Concurrency, res.Verdict)
@@ -482,7 +482,7 @@ func (d *Deliver) judge(b *batch, p part, began time.Time, res sinks.Result) {
 		b.todo = append(b.todo, part{from: half, to: p.to}, part{from: p.from, to: half})
 		return
 	}
-	settled, taken, next := 0, 0, 0
+	settled, taken, refused, next := 0, 0, 0, 0
 	d.keep(b, &p, func(i int) bool {
 		verdict, err := res.Verdict, res.Err
 		if next < len(res.Items) && res.Items[next].Index == i-p.from {
@@ -498,6 +498,7 @@ func (d *Deliver) judge(b *batch, p part, began time.Time, res sinks.Result) {
 		case sinks.Reject, sinks.Split, sinks.TooLarge:
 			d.reject(b.refs[i], p.attempts, err)
 			taken++
+			refused++
 		case sinks.Done:
 			taken++
 		}
@@ -517,7 +518,7 @@ func (d *Deliver) judge(b *batch, p part, began time.Time, res sinks.Result) {
 		p.attempts = 1
 	}
 	p.after = now // the breaker knows when after Retry-After and Stop
-	if res.Verdict != sinks.Stop {
+	if res.Verdict != sinks.Stop && (res.Verdict != sinks.Retry || refused == 0) {
 		p.after = now.Add(d.cfg.Backoff.after(p.attempts))
 	}
 	p.probe = false

@@ -1307,3 +1307,39 @@ func TestMask(t *testing.T) {
 		}
 	})
 }
+
+// covers: F-25
+// A far side that stops at the first bad event, as Splunk does: those before it are
+// done, it is refused, and the rest is sent at once, without the pause of an outage.
+func TestGoesOnBehindARefusedEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newMemory()
+		sink.answer = func(_ context.Context, b sinks.Batch) sinks.Result {
+			for i := range b.Len() {
+				if !bytes.Contains(b.Event(i), []byte(`"n":3,`)) && !bytes.Contains(b.Event(i), []byte(`"n":7,`)) {
+					continue
+				}
+				res := sinks.Result{Verdict: sinks.Retry, Err: errOut.New(nil, "look at the rest")}
+				for k := range i {
+					res.Items = append(res.Items, sinks.Exception{Index: k, Verdict: sinks.Done})
+				}
+				res.Items = append(res.Items, sinks.Exception{Index: i, Verdict: sinks.Reject, Err: errBad.New(nil, "take event %d", i)})
+				return res
+			}
+			return sinks.Result{}
+		}
+		d := start(t, destination(), sink, Deps{Window: 1})
+		defer shut(t, d)
+		out := &topology.Recorder{}
+		began := time.Now()
+		if err := d.Handle(t.Context(), frameOf(t, 1, docs(10, 0)...), out); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 0 {
+			t.Errorf("it took %v", took)
+		}
+		if confirmed, quarantined := totals(out.Facts()); confirmed != 8 || quarantined != 2 || !slices.Equal(sink.sizes, []int{10, 6, 2}) {
+			t.Errorf("%d confirmed, %d quarantined in calls of %v", confirmed, quarantined, sink.sizes)
+		}
+	})
+}

@@ -187,7 +187,9 @@ type Verdict uint8
 const (
 	// Done: durable at the far side.
 	Done Verdict = iota
-	// Retry: an outage or throttling; send the same again later.
+	// Retry: an outage or throttling; send the same again later. Where it holds for
+	// what is left after an item was rejected, the far side has stopped there and not
+	// looked at the rest: that is sent again at once.
 	Retry
 	// Split: refused as a whole, though perhaps not all of it is bad: send halves.
 	// A single event is rejected.
