@@ -20,6 +20,7 @@ import (
 
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/httpserver"
 )
 
 func init() {
@@ -62,19 +63,8 @@ type HTTPConfig struct {
 	Timeouts HTTPTimeouts `yaml:"timeouts"`
 }
 
-// HTTPTLS configures TLS of the http source. Files are read again when they change.
-type HTTPTLS struct {
-	// CertFile holds the certificate and its chain, as PEM. Empty: no TLS.
-	CertFile string `yaml:"cert_file"`
-	// KeyFile holds the key of CertFile, as PEM.
-	KeyFile string `yaml:"key_file"`
-	// ClientCAFile holds the authorities, as PEM, whose client certificates are
-	// accepted. Empty: no client certificates.
-	ClientCAFile string `yaml:"client_ca_file"`
-	// RequireClientCert ends connections without such a certificate at once, those
-	// that ask for health included.
-	RequireClientCert bool `yaml:"require_client_cert"`
-}
+// HTTPTLS configures TLS of the http source.
+type HTTPTLS = httpserver.TLS
 
 // HTTPKind is what an endpoint takes.
 type HTTPKind string
@@ -155,12 +145,7 @@ func (e *HTTPEndpoint) SetDefaults() {
 }
 
 // HTTPRate is a bound on requests.
-type HTTPRate struct {
-	// PerSecond is how many requests a second may come on average. 0: no bound.
-	PerSecond float64 `yaml:"per_second"`
-	// Burst is how many may come at once. 0: as many as in a second.
-	Burst int `yaml:"burst"`
-}
+type HTTPRate = httpserver.Rate
 
 // HTTPLimits bounds what requests cost.
 type HTTPLimits struct {
@@ -227,14 +212,12 @@ func (c HTTPConfig) Validate() error {
 	n, portErr := strconv.ParseUint(port, 10, 16)
 	p.Need(err == nil && portErr == nil && n <= 65535, "address", "use host:port, e.g. 127.0.0.1:8088, or :8088 for all interfaces")
 	tls := c.TLS
-	p.Need((tls.CertFile == "") == (tls.KeyFile == ""), "tls.key_file", "set cert_file and key_file together")
-	p.Need(tls.ClientCAFile == "" || tls.CertFile != "", "tls.cert_file", "client certificates need TLS: set cert_file and key_file")
-	p.Need(!tls.RequireClientCert || tls.ClientCAFile != "", "tls.client_ca_file", "name the authorities whose client certificates are required")
+	tls.Problems(&p)
 	for i, s := range c.TrustedProxies {
-		_, err := httpNetwork(s)
+		_, err := httpserver.Network(s)
 		p.Need(err == nil, "trusted_proxies["+strconv.Itoa(i)+"]", "use an address or a network, e.g. 10.0.0.0/8")
 	}
-	public := err == nil && !httpLoopback(host)
+	public := err == nil && !httpserver.Loopback(host)
 	p.Need(len(c.Endpoints) > 0, "endpoints", "name at least one, e.g. {path: /in, kind: json}")
 	paths := map[string]bool{}
 	for i, e := range c.Endpoints {
@@ -251,8 +234,8 @@ func (c HTTPConfig) Validate() error {
 		p.Need(len(auth.ClientSubjects) == 0 || tls.ClientCAFile != "", "tls.client_ca_file", "client_subjects need the authorities that vouch for them")
 		p.Need(!strings.Contains(base, httpTokenSegment) || len(auth.Tokens) > 0, at+".tokens", "list the tokens that may stand for {token} in the path")
 	}
-	p.In("rate", c.Rate.validate())
-	p.In("rate_per_caller", c.RatePerCaller.validate())
+	p.In("rate", c.Rate.Validate())
+	p.In("rate_per_caller", c.RatePerCaller.Validate())
 	c.Limits.validate(&p)
 	t := c.Timeouts
 	for _, d := range []struct {
@@ -263,13 +246,6 @@ func (c HTTPConfig) Validate() error {
 	} {
 		p.Need(d.value > 0 && d.value <= time.Hour, "timeouts."+d.key, "use a duration above 0s and up to 1h, e.g. 30s")
 	}
-	return p.Err()
-}
-
-func (r HTTPRate) validate() error {
-	var p config.Problems
-	p.Need(r.PerSecond >= 0 && r.PerSecond <= 1e6, "per_second", "use 0 to 1000000 requests a second")
-	p.Need(r.Burst >= 0 && r.Burst <= 1e6, "burst", "use 0 to 1000000 requests")
 	return p.Err()
 }
 
@@ -339,34 +315,6 @@ func httpGoodPath(path string) bool {
 	return true
 }
 
-func httpLoopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
-}
-
-// httpNetwork reads an address or a network.
-func httpNetwork(s string) (netip.Prefix, error) {
-	if ip, err := netip.ParseAddr(s); err == nil {
-		ip = ip.Unmap()
-		return netip.PrefixFrom(ip, ip.BitLen()), nil
-	}
-	p, err := netip.ParsePrefix(s)
-	return p.Masked(), err
-}
-
-func httpNetworks(list []string) []netip.Prefix {
-	var all []netip.Prefix
-	for _, s := range list {
-		if p, err := httpNetwork(s); err == nil { // Validate has seen to the others
-			all = append(all, p)
-		}
-	}
-	return all
-}
-
 // httpSource is one listener:
 //
 //	header ─▶ who, how often, room ─▶ body: decompress, cut, hash ─▶ proof
@@ -382,10 +330,10 @@ type httpSource struct {
 	tracer    trace.Tracer
 	endpoints []*httpEndpoint
 	proxies   []netip.Prefix
-	certs     *httpCertificates
+	certs     *httpserver.Certificates
 
-	rate    *httpBucket
-	callers *httpCallers
+	rate    *httpserver.Bucket
+	callers *httpserver.Callers
 	room    *semaphore.Weighted // bytes
 	places  *semaphore.Weighted // requests
 	intakes sync.Pool           // *httpIntake
@@ -411,8 +359,8 @@ func openHTTP(_ context.Context, cfg HTTPConfig, deps Deps) (Source, error) {
 	s := &httpSource{
 		cfg: cfg, deps: deps, log: deps.Log.With("source", deps.Name),
 		tracer:  otel.Tracer("github.com/penstock/penstock/services/ingest/sources"),
-		proxies: httpNetworks(cfg.TrustedProxies),
-		rate:    newHTTPBucket(cfg.Rate), callers: newHTTPCallers(cfg.RatePerCaller),
+		proxies: httpserver.Networks(cfg.TrustedProxies),
+		rate:    httpserver.NewBucket(cfg.Rate), callers: httpserver.NewCallers(cfg.RatePerCaller),
 		room: semaphore.NewWeighted(int64(cfg.Limits.InFlight)), places: semaphore.NewWeighted(int64(cfg.Limits.Requests)),
 		again: newHTTPAgain(httpAgainMax),
 		down:  errHTTPClosed.New(nil, "listen on %s", cfg.Address),
@@ -423,12 +371,12 @@ func openHTTP(_ context.Context, cfg HTTPConfig, deps Deps) (Source, error) {
 	}
 	if cfg.TLS.CertFile != "" {
 		var err error
-		if s.certs, err = openHTTPCertificates(cfg.TLS, s.log); err != nil {
+		if s.certs, err = httpserver.OpenCertificates(cfg.TLS, errHTTPCertificate, s.log); err != nil {
 			return nil, err
 		}
 	}
 	host, _, _ := net.SplitHostPort(cfg.Address)
-	if s.certs == nil && !httpLoopback(host) {
+	if s.certs == nil && !httpserver.Loopback(host) {
 		s.log.Warn("the listener has no TLS: tokens and events can be read on the way unless a proxy in front of it has",
 			"address", cfg.Address)
 	}
@@ -491,7 +439,7 @@ func (s *httpSource) Run(ctx context.Context) error {
 	limited := netutil.LimitListener(l, s.cfg.Limits.Connections)
 	go func() {
 		if s.certs != nil {
-			server.TLSConfig = s.certs.server()
+			server.TLSConfig = s.certs.Server()
 			served <- server.ServeTLS(limited, "", "")
 			return
 		}

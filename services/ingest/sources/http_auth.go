@@ -18,6 +18,7 @@ import (
 
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/httpserver"
 )
 
 var (
@@ -191,7 +192,7 @@ func (a HTTPAuth) Validate() error {
 		p.Need(s != "", at("client_subjects", i, ""), "write a name or a pattern, or leave the entry out")
 	}
 	for i, s := range a.AllowIPs {
-		_, err := httpNetwork(s)
+		_, err := httpserver.Network(s)
 		p.Need(err == nil, at("allow_ips", i, ""), "use an address or a network, e.g. 192.0.2.0/24")
 	}
 	return p.Err()
@@ -248,7 +249,7 @@ type httpCredential struct {
 }
 
 func newHTTPGate(a HTTPAuth) *httpGate {
-	g := &httpGate{mode: a.Mode, ips: httpNetworks(a.AllowIPs), header: a.TokenHeader, subjects: a.ClientSubjects}
+	g := &httpGate{mode: a.Mode, ips: httpserver.Networks(a.AllowIPs), header: a.TokenHeader, subjects: a.ClientSubjects}
 	if len(a.Tokens)+len(a.Basic)+len(a.Signatures)+len(a.ClientSubjects) == 0 {
 		g.mode = AuthNone // on the loopback interface, see Validate
 	}
@@ -303,7 +304,7 @@ func (p *httpProofs) bad(err error) {
 // admit checks all that the header of a request proves. A signature that is yet
 // to be compared comes back; nothing is stored before it is.
 func (g *httpGate) admit(r *http.Request, e *httpEndpoint, pathToken string, ip netip.Addr, now time.Time) (httpCaller, *httpSigned, error) {
-	if len(g.ips) > 0 && !httpWithin(g.ips, ip) {
+	if len(g.ips) > 0 && !httpserver.Within(g.ips, ip) {
 		return httpCaller{}, nil, errHTTPAddress.New(nil, "admit a request from %s", ip)
 	}
 	if g.mode == AuthNone {
@@ -437,40 +438,6 @@ func namesInCertificate(c *x509.Certificate) []string {
 		names = append(names, ip.String())
 	}
 	return names
-}
-
-func httpWithin(list []netip.Prefix, ip netip.Addr) bool {
-	for _, p := range list {
-		if p.Contains(ip) {
-			return true
-		}
-	}
-	return false
-}
-
-// addressOf is where a request comes from. A trusted proxy is believed the last
-// address that it adds to X-Forwarded-For, and so on from right to left. What
-// cannot be read is not believed.
-func (s *httpSource) addressOf(r *http.Request) netip.Addr {
-	at, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	ip := at.Addr().Unmap().WithZone("")
-	if len(s.proxies) == 0 || !httpWithin(s.proxies, ip) {
-		return ip
-	}
-	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for i := len(hops) - 1; i >= 0; i-- {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
-		if err != nil {
-			return ip
-		}
-		if ip = hop.Unmap().WithZone(""); !httpWithin(s.proxies, ip) {
-			return ip
-		}
-	}
-	return ip
 }
 
 // httpSigner checks one way of signing. Sources: GitHub, validating webhook

@@ -192,7 +192,7 @@ func (x *httpExchange) hecAcks() int {
 	if err := x.channel(); err != nil {
 		return x.refuse(err)
 	}
-	if wait := x.h.s.callers.take(who.name, x.began); wait > 0 {
+	if wait := x.h.s.callers.Take(who.name, x.began); wait > 0 {
 		return x.limited(wait)
 	}
 	in := httpWire{r: x.r.Body, max: maxAcks, sig: sig, control: http.NewResponseController(x.w), stall: x.h.s.cfg.Timeouts.Stall, until: x.began.Add(x.h.s.cfg.Timeouts.Read)}

@@ -24,6 +24,7 @@ import (
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/internal/httpserver"
 )
 
 var (
@@ -148,7 +149,7 @@ type httpHandler struct {
 func (h *httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.serving.RLock()
 	defer h.serving.RUnlock()
-	x := &httpExchange{h: h, w: w, r: r, began: time.Now(), ip: h.s.addressOf(r), label: "none"}
+	x := &httpExchange{h: h, w: w, r: r, began: time.Now(), ip: httpserver.AddressOf(r, h.s.proxies), label: "none"}
 	rest := ""
 	x.e, rest, x.token = h.s.find(r.URL.Path)
 	status := 0
@@ -325,10 +326,10 @@ func (x *httpExchange) receive(raw bool) int {
 		x.w.Header().Set("Connection", "close")
 		return x.refuse(errHTTPStopping.New(nil, "take a request"))
 	}
-	if wait := s.callers.take(who.name, x.began); wait > 0 {
+	if wait := s.callers.Take(who.name, x.began); wait > 0 {
 		return x.limited(wait)
 	}
-	if wait := s.rate.take(x.began); wait > 0 {
+	if wait := s.rate.Take(x.began); wait > 0 {
 		return x.limited(wait)
 	}
 	if x.e.Kind == HTTPHEC {
