@@ -145,6 +145,7 @@ var buckets = []struct {
 }{
 	{leaseBucket, "penstock: who does what, and how far it is", 8 << 20},
 	{cursorBucket, "penstock: how far sources have read", 16 << 20},
+	{consumerBucket, "penstock: who fetches events from destinations, and how far they are", 4 << 20},
 	{budgetBucket, "penstock: what is left of rates that processes share", 1 << 20},
 }
 

@@ -22,6 +22,8 @@ import (
 type orderedReader struct {
 	bus     *Bus
 	subject string
+	// filters are what of its stream is read, instead of the subject alone.
+	filters []string
 	// next is the lowest sequence that has not been read; while it is 0, from is
 	// when to begin, and the zero time is the first message kept.
 	next uint64
@@ -112,6 +114,9 @@ func (r *orderedReader) open(ctx context.Context) error {
 		Description: "penstock: reads " + r.subject, AckPolicy: jetstream.AckNonePolicy, FilterSubject: r.subject,
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(1, r.next),
 		InactiveThreshold: 30 * time.Second, MemoryStorage: true, Replicas: 1, MaxDeliver: 1, HeadersOnly: r.headersOnly,
+	}
+	if len(r.filters) > 0 {
+		cfg.FilterSubject, cfg.FilterSubjects = "", r.filters
 	}
 	if r.next == 0 && !r.from.IsZero() {
 		cfg.DeliverPolicy, cfg.OptStartSeq, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, 0, &r.from

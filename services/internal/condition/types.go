@@ -77,3 +77,32 @@ func matches(words []string, eventType string) bool {
 	}
 	return !more
 }
+
+// Both returns the pattern that holds the types which fit both patterns, and false
+// when there can be none. The patterns must be well formed.
+func Both(a, b string) (string, bool) {
+	var words []string
+	for {
+		wordA, restA, moreA := strings.Cut(a, ".")
+		wordB, restB, moreB := strings.Cut(b, ".")
+		switch {
+		case wordA == ">":
+			return strings.Join(append(words, b), "."), true
+		case wordB == ">":
+			return strings.Join(append(words, a), "."), true
+		case wordA == "*":
+			words = append(words, wordB)
+		case wordB == "*" || wordA == wordB:
+			words = append(words, wordA)
+		default:
+			return "", false
+		}
+		if moreA != moreB {
+			return "", false
+		}
+		if !moreA {
+			return strings.Join(words, "."), true
+		}
+		a, b = restA, restB
+	}
+}
