@@ -155,6 +155,30 @@ func TestConsumeRetriesRejectsAndSurvivesPanics(t *testing.T) {
 	}
 }
 
+func TestHopeless(t *testing.T) {
+	tests := []struct {
+		name    string
+		stage   Stage
+		err     error
+		attempt int
+		age     time.Duration
+		want    bool
+	}{
+		{"new trouble", Parse, errTestRetry.New(nil, "try"), 1, time.Minute, false},
+		{"old trouble", Parse, errTestRetry.New(nil, "try"), 4, 7 * time.Hour, true},
+		{"old, but hardly tried", Parse, errTestRetry.New(nil, "try"), 3, 7 * time.Hour, false},
+		{"a destination that is down for days", Deliver, errTestRetry.New(nil, "try"), 400, 70 * time.Hour, false},
+		{"refused", Deliver, errTestReject.New(nil, "take it"), 1, 0, true},
+		{"panics again and again", Deliver, errPanic.New(nil, "handle"), panicAttempts, 0, true},
+		{"panicked", Parse, errPanic.New(nil, "handle"), 1, 0, false},
+	}
+	for _, tt := range tests {
+		if got := hopeless(tt.stage, tt.err, tt.attempt, tt.age, 6*time.Hour); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}
+
 // A pull counts messages, the client's buffer counts bytes: 500 messages of
 // 256 KiB in one pull overran it. Ours are bounded in bytes.
 func TestConsumeBoundsPullsInBytes(t *testing.T) {

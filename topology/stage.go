@@ -209,13 +209,10 @@ func (w *worker[T]) refuse(ctx context.Context, in *In[T], d *delivery, err erro
 	if ctx.Err() != nil {
 		return "given_back" // a stop, and nobody's fault
 	}
-	class := fault.ClassOf(err)
 	switch {
-	case class == fault.Stop:
+	case fault.ClassOf(err) == fault.Stop:
 		d.delay = stopPause
-	case class == fault.Reject,
-		errors.Is(err, errPanic) && in.Attempt >= panicAttempts,
-		time.Since(in.Stored) > w.bus.options.GiveUpAfter && in.Attempt > panicAttempts:
+	case hopeless(w.consumer.Stage, err, in.Attempt, time.Since(in.Stored), w.bus.options.GiveUpAfter):
 		if qErr := w.quarantine(ctx, in, err); qErr != nil {
 			w.bus.log.WarnContext(ctx, "quarantine is not to be had, message will be retried", "stage", string(w.consumer.Stage), "err", qErr)
 			d.delay = firstPause
@@ -229,6 +226,19 @@ func (w *worker[T]) refuse(ctx context.Context, in *In[T], d *delivery, err erro
 	w.bus.log.WarnContext(ctx, "message will be retried", "stage", string(w.consumer.Stage), "sequence", in.Sequence,
 		"attempt", in.Attempt, "pause", d.delay.String(), "err", err)
 	return "retried"
+}
+
+// hopeless says whether a message whose attempt failed is not to be tried again. What
+// a destination does not take never gets too old for that here: its max_backlog says
+// what becomes of it.
+func hopeless(stage Stage, err error, attempt int, age, giveUpAfter time.Duration) bool {
+	switch {
+	case fault.ClassOf(err) == fault.Reject:
+		return true
+	case errors.Is(err, errPanic):
+		return attempt >= panicAttempts
+	}
+	return stage != Deliver && age > giveUpAfter && attempt > panicAttempts
 }
 
 // quarantine keeps the whole message, and tells the ledger what that means for

@@ -85,7 +85,7 @@ type Bus struct {
 	// sign of life. Unit: duration.
 	AckWait time.Duration `yaml:"ack_wait"`
 	// GiveUpAfter is how old a message must be before it is quarantined for
-	// errors that may pass. Unit: duration.
+	// errors that may pass. What destinations do not take never is: see max_backlog. Unit: duration.
 	GiveUpAfter time.Duration `yaml:"give_up_after"`
 	// DrainTimeout is how long a stop waits for work in hand. Unit: duration.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
