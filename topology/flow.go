@@ -109,10 +109,17 @@ var (
 // NATS wildcards; none means all.
 func DeliverConsumer(destination string, types []string, fromNow bool) Consumer {
 	c := Consumer{Stage: Deliver, Stream: Events, Durable: "deliver-" + token(destination), FromNow: fromNow, Window: 16, WindowBytes: 16 << 20}
-	for _, t := range types {
-		c.Filters = append(c.Filters, "penstock.event."+t)
-	}
+	c.Filters = EventSubjects(types)
 	return c
+}
+
+// EventSubjects are the subjects of event types, which may have the wildcards of NATS.
+func EventSubjects(types []string) []string {
+	var subjects []string
+	for _, t := range types {
+		subjects = append(subjects, "penstock.event."+t)
+	}
+	return subjects
 }
 
 // NoticeSubject is where ingest announces an object of source.

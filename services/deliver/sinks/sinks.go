@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/catalog"
 	"github.com/penstock/penstock/services/internal/config"
 	"github.com/penstock/penstock/services/internal/tag"
@@ -39,7 +40,8 @@ type Sink interface {
 // from which others fetch events.
 type Server interface {
 	Sink
-	// Run works until ctx ends, and returns soon after that. An error ends the process.
+	// Run works until ctx ends, and returns within Deps.Drain after that. An error ends
+	// the process.
 	Run(ctx context.Context) error
 }
 
@@ -70,22 +72,44 @@ type Deps struct {
 	Bus *topology.Bus
 	// Events reads the event log as this destination sees it; it may be nil, as Bus.
 	Events EventLog
+	// Drain is how long Run may go on with what it has in hand after ctx ended.
+	Drain time.Duration
 	// Tags returns how the events of a source are tagged for Devo. Nil: as a source
 	// that says nothing.
 	Tags func(source string) *tag.Resolver
 }
 
+// ErrLogTrimmed is that of a place whose events the log may not have any more.
+var ErrLogTrimmed = fault.Define("deliver.log_trimmed", fault.Reject,
+	"read on from the oldest event that is kept; keep events for longer (bus.keep, bus.disk), or fetch them more often")
+
+// ErrNoTypes is that of types none of which the destination has.
+var ErrNoTypes = fault.Define("deliver.no_such_types", fault.Stop,
+	"let types of the destination and those of its part have something in common")
+
 // EventLog is the event log as one destination sees it: its types, its expression,
 // its masks. Methods may be called concurrently.
 type EventLog interface {
+	// Only is what of the log has one of these types, with the wildcards of NATS; none
+	// means all. Errors: deliver.no_such_types.
+	Only(types []string) (EventLog, error)
+	// Subjects are those that the types have on the bus.
+	Subjects() []string
 	// Bounds are the first sequence that is kept and the one behind the last, and
-	// the first that was stored at or after a time; next when there is none.
+	// the first that was stored at or after a time, which may be behind the last; next
+	// when there is none.
 	Bounds(ctx context.Context, since time.Time) (first, at, next uint64, err error)
-	// Read calls f for the events at and after a place, in the order of the log, until
-	// f returns false or what is stored when it begins is read. f keeps nothing of the
-	// event. Place is behind the last event for which f returned true, or behind all
-	// that was read.
+	// Read calls f for the events at and after a place, each with its own place, in the
+	// order of the log, until f returns false or what is stored when it begins is read. f
+	// keeps nothing of the event. Place is before the event for which f returned false,
+	// or behind all that was read, also with an error. Errors: deliver.log_trimmed.
 	Read(ctx context.Context, from Place, f func(Place, *Event) bool) (Place, error)
+	// Wait returns nil as soon as something is stored at or behind a place, and the
+	// cause of ctx when that ends before.
+	Wait(ctx context.Context, from Place) error
+	// Behind counts the frames at and behind a place, before the expression is asked,
+	// and says when the first of them was stored.
+	Behind(ctx context.Context, from Place) (frames uint64, oldest time.Time, err error)
 }
 
 // Place is a place in the event log: before event Index of the frame with a sequence.
