@@ -55,6 +55,11 @@ var goldens = []struct {
 		func() []byte { return encode1(messagesInput()) }, decodeBoth,
 	},
 	{
+		"fact_of_destination.v1", func() proto.Message { return goldenDestinationFact() },
+		func() []byte { return EncodeFacts(goldenDestinationFact()) },
+		func(b []byte) (proto.Message, error) { return DecodeFacts(b) },
+	},
+	{
 		"fact_of_messages.v1", func() proto.Message { return goldenMessagesFact() },
 		func() []byte { return EncodeFacts(goldenMessagesFact()) },
 		func(b []byte) (proto.Message, error) { return DecodeFacts(b) },
@@ -114,6 +119,13 @@ func goldenFacts() *Facts {
 			{Pull: pull, Confirmed: 3, Filtered: 1, Quarantined: counts()},
 		}}}},
 		{Kind: &Fact_Destination{Destination: &Destination{Name: "archive", Types: []string{"cloud.aws.>"}, First: 1}}},
+	}}
+}
+
+func goldenDestinationFact() *Facts {
+	return &Facts{Version: 1, Stage: "deliver", Facts: []*Fact{
+		{Kind: &Fact_Destination{Destination: &Destination{Name: "archive", First: 7, Time: 1_714_521_660_000_000_000}}},
+		{Kind: &Fact_Destination{Destination: &Destination{Name: "archive", Removed: true, Time: 1_714_521_661_000_000_000}}},
 	}}
 }
 

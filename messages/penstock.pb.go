@@ -1756,15 +1756,21 @@ func (x *DeliveredPull) GetSkipped() uint64 {
 	return 0
 }
 
-// Destination: a destination began to read the event log. Counts once by name
-// (the last one holds).
+// Destination: a destination reads the event log, or will not any more. Counts once by
+// name: the one that was stored last holds. Of the types all that were ever said count:
+// where they change, nobody knows which events were logged before that.
 type Destination struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// types it asked for, with NATS wildcards; empty = all.
 	Types []string `protobuf:"bytes,2,rep,name=types,proto3" json:"types,omitempty"`
 	// first is the first EVENTS sequence it reads.
-	First         uint64 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	First uint64 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	// removed: nothing is expected of it any more, unless it comes back.
+	Removed bool `protobuf:"varint,4,opt,name=removed,proto3" json:"removed,omitempty"`
+	// time when this was said, Unix ns. It keeps two that say the same apart, so that
+	// the second is not taken for a repetition of the first.
+	Time          int64 `protobuf:"varint,5,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1816,6 +1822,20 @@ func (x *Destination) GetTypes() []string {
 func (x *Destination) GetFirst() uint64 {
 	if x != nil {
 		return x.First
+	}
+	return 0
+}
+
+func (x *Destination) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+func (x *Destination) GetTime() int64 {
+	if x != nil {
+		return x.Time
 	}
 	return 0
 }
@@ -2007,11 +2027,13 @@ const file_penstock_proto_rawDesc = "" +
 	"\askipped\x18\x05 \x01(\x04R\askipped\x1a>\n" +
 	"\x10QuarantinedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"M\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"{\n" +
 	"\vDestination\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05types\x18\x02 \x03(\tR\x05types\x12\x14\n" +
-	"\x05first\x18\x03 \x01(\x04R\x05firstB0Z.github.com/penstock/penstock/messages;messagesb\x06proto3"
+	"\x05first\x18\x03 \x01(\x04R\x05first\x12\x18\n" +
+	"\aremoved\x18\x04 \x01(\bR\aremoved\x12\x12\n" +
+	"\x04time\x18\x05 \x01(\x03R\x04timeB0Z.github.com/penstock/penstock/messages;messagesb\x06proto3"
 
 var (
 	file_penstock_proto_rawDescOnce sync.Once

@@ -147,6 +147,7 @@ var buckets = []struct {
 	{cursorBucket, "penstock: how far sources have read", 16 << 20},
 	{consumerBucket, "penstock: who fetches events from destinations, and how far they are", 4 << 20},
 	{budgetBucket, "penstock: what is left of rates that processes share", 1 << 20},
+	{controlBucket, "penstock: what operators have said about destinations", 1 << 20},
 }
 
 // Apply creates the streams, or brings them up to date, and returns what it

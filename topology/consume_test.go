@@ -518,7 +518,7 @@ func TestParseReply(t *testing.T) {
 func TestFromNowBeginsWhereItWasMade(t *testing.T) {
 	b := testBus(t, Limits{})
 	publish(t, b, events(5, 1, "a.x")...)
-	c := DeliverConsumer("late", nil, true)
+	c := DeliverConsumer("late", nil, Start{Now: true})
 	for range 2 {
 		first, err := b.Begin(t.Context(), c)
 		if err != nil || first != 6 {
@@ -526,7 +526,7 @@ func TestFromNowBeginsWhereItWasMade(t *testing.T) {
 		}
 		publish(t, b, Message{Subject: EventSubject("a.x"), ID: fmt.Sprint("more", time.Now().UnixNano()), Data: []byte("x")})
 	}
-	if first, err := b.Begin(t.Context(), DeliverConsumer("early", nil, false)); err != nil || first != 1 {
+	if first, err := b.Begin(t.Context(), DeliverConsumer("early", nil, Start{})); err != nil || first != 1 {
 		t.Fatalf("begins at %d, %v; want 1", first, err)
 	}
 }

@@ -91,11 +91,20 @@ type Consumer struct {
 	Durable string
 	// Filters are subjects; none means all of the stream.
 	Filters []string
-	// FromNow starts at what is stored from now on, else at the first message kept.
-	FromNow bool
+	// Start is where it begins when it is made; afterwards it has its own position.
+	Start Start
 	// Window bounds the messages in hand in one process, WindowBytes their bytes.
 	Window      int
 	WindowBytes int64
+}
+
+// Start is where a durable reader begins. The zero value is the oldest message kept.
+type Start struct {
+	// Now begins behind what is stored when the reader is made.
+	Now bool
+	// Time begins with the first message that was stored at or after it: the oldest
+	// one kept when they are all newer, and as Now when they are all older.
+	Time time.Time
 }
 
 // The consumers of the stages. Dedupe has none: it reads its lanes by position.
@@ -105,11 +114,14 @@ var (
 	RouteConsumer = Consumer{Stage: Route, Stream: Unique, Durable: "route", Window: 16, WindowBytes: 16 << 20}
 )
 
+// deliverPrefix is what the names of the readers of destinations begin with.
+const deliverPrefix = "deliver-"
+
 // DeliverConsumer is the reader of a destination. types are event types with
 // NATS wildcards; none means all.
-func DeliverConsumer(destination string, types []string, fromNow bool) Consumer {
-	c := Consumer{Stage: Deliver, Stream: Events, Durable: "deliver-" + token(destination), FromNow: fromNow, Window: 16, WindowBytes: 16 << 20}
-	c.Filters = EventSubjects(types)
+func DeliverConsumer(destination string, types []string, start Start) Consumer {
+	c := Consumer{Stage: Deliver, Stream: Events, Durable: deliverPrefix + token(destination), Start: start, Window: 16, WindowBytes: 16 << 20}
+	c.Filters = distinct(EventSubjects(types)) // the server takes none that another covers
 	return c
 }
 

@@ -47,7 +47,7 @@ func TestKeeperTrimsByAgeUpToTheSlowestConsumer(t *testing.T) {
 	later := time.Now().Add(row.Keep + time.Hour)
 
 	for _, c := range []Consumer{
-		DeliverConsumer("all", nil, false), DeliverConsumer("none", []string{"no.such.type"}, false), DeliverConsumer("y", []string{"a.y"}, false),
+		DeliverConsumer("all", nil, Start{}), DeliverConsumer("none", []string{"no.such.type"}, Start{}), DeliverConsumer("y", []string{"a.y"}, Start{}),
 	} {
 		if err := b.ensureConsumer(ctx, c); err != nil {
 			t.Fatal(err)
@@ -215,15 +215,15 @@ func TestFlowSharesTheWholeBudget(t *testing.T) {
 
 func TestSubjects(t *testing.T) {
 	for got, want := range map[string]string{
-		NoticeSubject("a b.c"):                     "penstock.notice.a_b_c",
-		RecordSubject(""):                          "penstock.record.unknown",
-		EventSubject("cloud.aws.cloudtrail.s3"):    "penstock.event.cloud.aws.cloudtrail.s3",
-		EventSubject("a..*.>.b"):                   "penstock.event.a.unknown._._.b",
-		QuarantineSubject(Parse, "x"):              "penstock.quarantine.parse.x",
-		streamOf("penstock.event.a.b"):             Events,
-		streamOf("penstock.notice.x"):              Notices,
-		streamOf("penstock.nothing"):               "unknown",
-		DeliverConsumer("a b", nil, false).Durable: "deliver-a_b",
+		NoticeSubject("a b.c"):                       "penstock.notice.a_b_c",
+		RecordSubject(""):                            "penstock.record.unknown",
+		EventSubject("cloud.aws.cloudtrail.s3"):      "penstock.event.cloud.aws.cloudtrail.s3",
+		EventSubject("a..*.>.b"):                     "penstock.event.a.unknown._._.b",
+		QuarantineSubject(Parse, "x"):                "penstock.quarantine.parse.x",
+		streamOf("penstock.event.a.b"):               Events,
+		streamOf("penstock.notice.x"):                Notices,
+		streamOf("penstock.nothing"):                 "unknown",
+		DeliverConsumer("a b", nil, Start{}).Durable: "deliver-a_b",
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -67,8 +67,9 @@ func Consume[T any](ctx context.Context, b *Bus, c Consumer, decode func([]byte)
 	}
 	sub := newSubscriber(b, c)
 	watched, stopWatching := context.WithCancel(ctx)
-	defer stopWatching()
-	go b.watchLag(watched, c)
+	watching := make(chan struct{})
+	go func() { defer close(watching); b.watchLag(watched, c, false) }()
+	defer func() { stopWatching(); <-watching }()
 	w := worker[T]{bus: b, consumer: c, decode: decode, handle: h}
 	return b.route(ctx, c.Durable, sub, w.work)
 }
@@ -302,7 +303,7 @@ func quarantinedFrame(c Consumer, sequence uint64, v *messages.View, code string
 			}
 		}
 		return &messages.Fact{Kind: &messages.Fact_Delivered{Delivered: &messages.Delivered{
-			Destination: c.Durable[len("deliver-"):], Sequence: sequence, EventType: v.EventType(), Pulls: pulls,
+			Destination: c.Durable[len(deliverPrefix):], Sequence: sequence, EventType: v.EventType(), Pulls: pulls,
 		}}}
 	default: // the others consume no frames
 		return nil
@@ -331,26 +332,4 @@ func quarantinedUnique(sequence uint64, v *messages.View, origins []*messages.Or
 	return &messages.Fact{Kind: &messages.Fact_Routed{Routed: &messages.Routed{
 		Lane: v.Lane(), Sequence: sequence, EventType: v.EventType(), Source: v.Source(), Pulls: pulls,
 	}}}
-}
-
-// watchLag keeps the lag of a consumer on the metrics page.
-func (b *Bus) watchLag(ctx context.Context, c Consumer) {
-	tick := time.NewTicker(5 * time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		look, cancel := context.WithTimeout(ctx, 3*time.Second)
-		if consumer, err := b.js.Consumer(look, c.Stream, c.Durable); err == nil {
-			info := consumer.CachedInfo()
-			lagFrames.WithLabelValues(c.Durable).Set(float64(info.NumPending) + float64(info.NumAckPending))
-			if info.NumPending == 0 && info.NumAckPending == 0 {
-				lagSeconds.WithLabelValues(c.Durable).Set(0)
-			}
-		}
-		cancel()
-	}
 }

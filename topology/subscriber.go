@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -396,19 +397,46 @@ func (b *Bus) Begin(ctx context.Context, c Consumer) (uint64, error) {
 		cfg.DeliverPolicy, cfg.OptStartSeq = old.DeliverPolicy, old.OptStartSeq
 	case errors.Is(lookErr, jetstream.ErrStreamNotFound):
 		return 0, errNoTopology.New(lookErr, "create consumer %s", c.Durable)
-	case c.FromNow:
-		last, err := b.lastSequence(ctx, c.Stream)
+	default:
+		first, err := b.startSequence(ctx, c)
 		if err != nil {
 			return 0, err
 		}
-		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, last+1
+		if first > 1 {
+			cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, first
+		}
 	}
-	first := max(1, cfg.OptStartSeq)
-	if _, err := b.js.CreateOrUpdateConsumer(ctx, c.Stream, cfg); err != nil && lookErr != nil {
-		// A stage may be forbidden to create consumers, but then it must be there.
+	_, err := b.js.CreateOrUpdateConsumer(ctx, c.Stream, cfg)
+	if err != nil && lookErr != nil {
+		// Another replica may have made it a moment ago.
+		if existing, againErr := b.js.Consumer(ctx, c.Stream, c.Durable); againErr == nil {
+			return max(1, existing.CachedInfo().Config.OptStartSeq), nil
+		}
 		return 0, errSubscribe.New(errors.Join(err, lookErr), "create consumer %s", c.Durable)
 	}
-	return first, nil
+	if lookErr != nil {
+		b.log.Info("consumer begins", "consumer", c.Durable, "first", max(1, cfg.OptStartSeq))
+	}
+	// A stage may be forbidden to change consumers, but then it must be as wanted.
+	if err != nil && !slices.Equal(existing.CachedInfo().Config.FilterSubjects, cfg.FilterSubjects) {
+		return 0, errSubscribe.New(err, "change what consumer %s reads", c.Durable)
+	}
+	return max(1, cfg.OptStartSeq), nil
+}
+
+// startSequence is the first sequence that a consumer reads which is made now.
+func (b *Bus) startSequence(ctx context.Context, c Consumer) (uint64, error) {
+	h := b.History(c.Stream, nil)
+	first, next, err := h.Bounds(ctx)
+	if err != nil || !c.Start.Now && c.Start.Time.IsZero() {
+		return first, err
+	}
+	if !c.Start.Now {
+		if at, ok, err := h.Since(ctx, c.Start.Time); err != nil || ok {
+			return at, err
+		}
+	}
+	return next, nil
 }
 
 func (b *Bus) consumerConfig(c Consumer) jetstream.ConsumerConfig {

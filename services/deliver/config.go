@@ -9,6 +9,7 @@ import (
 	"github.com/penstock/penstock/services/internal/condition"
 	"github.com/penstock/penstock/services/internal/config"
 	"github.com/penstock/penstock/services/internal/transform"
+	"github.com/penstock/penstock/topology"
 )
 
 // Destination configures one destination.
@@ -21,8 +22,8 @@ type Destination struct {
 	Types []string `yaml:"types"`
 	// Where is a CEL expression over event.id, type, time, source, account, region and doc; events for which it is false are left out and counted. Empty means all.
 	Where string `yaml:"where"`
-	// FromNow starts a new destination with what comes from now on, not with the oldest event that is kept. It has no effect on one that was there before.
-	FromNow bool `yaml:"from_now"`
+	// From is where in the event log a new destination begins: oldest (all that is kept), now (what comes from now on) or a time as in RFC 3339, e.g. 2026-05-01T00:00:00Z. It has no effect on one that was there before.
+	From string `yaml:"from"`
 	// Mask hides fields of the documents from this destination. What a rule of routes masks is hidden from all.
 	Mask []transform.Mask `yaml:"mask"`
 	// Concurrency caps the batches that are sent at the same time. Unit: batches.
@@ -70,10 +71,28 @@ const (
 // Values implements [config.Enum].
 func (BacklogPolicy) Values() []string { return []string{string(Hold), string(Skip)} }
 
+// Words for where a new destination begins.
+const (
+	fromOldest = "oldest"
+	fromNow    = "now"
+)
+
+// Start is where in the event log the destination begins when it is new.
+func (d Destination) Start() topology.Start {
+	if d.From == fromNow {
+		return topology.Start{Now: true}
+	}
+	at, err := time.Parse(time.RFC3339, d.From)
+	if err != nil {
+		return topology.Start{} // oldest: Validate refuses all else
+	}
+	return topology.Start{Time: at}
+}
+
 // Defaults is a destination of which nothing is said.
 func Defaults() Destination {
 	return Destination{
-		Concurrency: 8, AdaptiveConcurrency: true, Backoff: Backoff{Initial: 500 * time.Millisecond, Max: time.Minute},
+		From: fromOldest, Concurrency: 8, AdaptiveConcurrency: true, Backoff: Backoff{Initial: 500 * time.Millisecond, Max: time.Minute},
 		MaxBacklog: MaxBacklog{Policy: Hold}, MaxInHand: 16 * config.MiB, DrainTimeout: 10 * time.Second,
 	}
 }
@@ -91,6 +110,8 @@ func (d Destination) Validate() error {
 	var p config.Problems
 	p.Need(goodName.MatchString(d.Name), "name", "use 1 to 64 letters, digits, - and _")
 	p.Need(d.Type != "", "type", "name the kind of destination, e.g. http")
+	_, err := time.Parse(time.RFC3339, d.From)
+	p.Need(err == nil || d.From == fromOldest || d.From == fromNow, "from", "use oldest, now, or a time as in RFC 3339, e.g. 2026-05-01T00:00:00Z")
 	if _, err := condition.ParseTypes(d.Types); err != nil {
 		why, fix := condition.Explain(err)
 		p.Add("types", why, fix)

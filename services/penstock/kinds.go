@@ -101,6 +101,11 @@ func newKinds() []*cobra.Command {
 			},
 		}
 		cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+		if g.name == "destinations" {
+			cmd.Short += "; see and steer those that run"
+			cmd.Example += "\n  penstock destinations status --store penstock-data"
+			cmd.AddCommand(newDestinationsStatus(), newDestinationsPause(), newDestinationsResume(), newDestinationsRemove())
+		}
 		all = append(all, cmd)
 	}
 	return all

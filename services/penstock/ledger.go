@@ -118,7 +118,10 @@ func printSums(w io.Writer, r ledger.Report) error {
 	line("event log", total.Logged, "")
 	for _, d := range r.Destinations {
 		note := ""
-		if len(d.Types) > 0 {
+		switch {
+		case d.Removed:
+			note = "removed"
+		case len(d.Types) > 0:
 			note = "of " + strings.Join(d.Types, ", ")
 		}
 		line("delivered to "+d.Name, d.Confirmed, note)
@@ -131,6 +134,12 @@ func printSums(w io.Writer, r ledger.Report) error {
 		counts("quarantined", d.Quarantined)
 		if d.Waiting > 0 {
 			line("  waiting", d.Waiting, "")
+		}
+		if d.Before > 0 {
+			line("  perhaps older", d.Before, "than the destination, or than its types")
+		}
+		if d.Abandoned > 0 {
+			line("  abandoned", d.Abandoned, "logged and not delivered to it when it was removed, or later")
 		}
 		if d.Missing > 0 {
 			line("  missing", d.Missing, "")

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,7 +19,6 @@ import (
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/dedupe"
 	"github.com/penstock/penstock/services/deliver"
-	"github.com/penstock/penstock/services/deliver/sinks"
 	"github.com/penstock/penstock/services/fetch"
 	"github.com/penstock/penstock/services/ingest"
 	"github.com/penstock/penstock/services/ingest/sources"
@@ -29,7 +29,15 @@ import (
 )
 
 func newRun() *cobra.Command {
-	path, stage, nats := "penstock.yaml", "", ""
+	path, stage, nats, watch := "penstock.yaml", "", "", false
+	load := func() (File, error) {
+		file, err := loadFile(path)
+		if nats != "" {
+			file.Bus.URL = nats
+		}
+		file.Telemetry.Identity = telemetry.Identity{Stage: stage}
+		return file, err
+	}
 	cmd := &cobra.Command{
 		Use: "run", Args: exactly(0),
 		Short: "Run all stages with a NATS server inside, or one stage against a NATS server",
@@ -38,16 +46,19 @@ a NATS URL, in the configuration or in --nats, a server runs inside this process
 and keeps the streams in bus.store.
 
 The first SIGTERM or Ctrl-C stops reading and finishes what is in hand, within
-bus.drain_timeout; the second ends at once. Nothing is lost either way.`,
+bus.drain_timeout; the second ends at once. Nothing is lost either way.
+
+SIGHUP reads the configuration again, as --watch does when the file has changed:
+destinations that were added, removed or changed begin, end or are opened anew, and
+routes are swapped, while all else goes on. What needs a restart is named in the
+log. A file with a mistake changes nothing.`,
 		Example: `  penstock run --config penstock.yaml
-  penstock run --config penstock.yaml --stage parse --nats nats://nats:4222`,
+  penstock run --config penstock.yaml --stage parse --nats nats://nats:4222
+  kill -HUP "$(pidof penstock)"`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			file, err := loadFile(path)
+			file, err := load()
 			if err != nil {
 				return err
-			}
-			if nats != "" {
-				file.Bus.URL = nats
 			}
 			stages := topology.Stages
 			if stage != "" {
@@ -62,13 +73,17 @@ bus.drain_timeout; the second ends at once. Nothing is lost either way.`,
 			if len(file.Sources) == 0 && slices.Contains(stages, topology.Ingest) {
 				return usageError{fmt.Errorf("%s has no sources: nothing would be read", path)}
 			}
-			file.Telemetry.Identity = telemetry.Identity{Stage: stage}
-			return runFile(cmd.Context(), file, stages)
+			again := reloading{load: load}
+			if watch {
+				again.watch = path
+			}
+			return runFile(cmd.Context(), file, stages, again)
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", path, "configuration file")
 	cmd.Flags().StringVar(&stage, "stage", "", "run only this stage: "+stageList())
 	cmd.Flags().StringVar(&nats, "nats", "", "URL of the NATS servers, instead of the configuration's")
+	cmd.Flags().BoolVar(&watch, "watch", false, "look every few seconds whether the configuration file has changed, and read it again")
 	return cmd
 }
 
@@ -81,7 +96,9 @@ func stageList() string {
 }
 
 // runFile sets up telemetry and runs stages until ctx ends.
-func runFile(ctx context.Context, file File, stages []topology.Stage) (err error) {
+func runFile(ctx context.Context, file File, stages []topology.Stage, again reloading) (err error) {
+	asked := again.listen() // from now on: before, a SIGHUP would end the process
+	defer again.stop()
 	tel, err := telemetry.Setup(ctx, file.Telemetry)
 	if err != nil {
 		return err
@@ -107,7 +124,12 @@ func runFile(ctx context.Context, file File, stages []topology.Stage) (err error
 		return errors.Join(err, <-serving)
 	}
 	tel.Log.Info("penstock runs", "stages", stageNames(stages), "health", health.Addr(), "sources", len(file.Sources), "destinations", len(file.Destinations))
+	reloads, stopReloads := context.WithCancel(ctx)
+	reloaded := make(chan struct{})
+	go func() { defer close(reloaded); again.run(reloads, p, asked) }()
 	err = p.wait()
+	stopReloads()
+	<-reloaded
 	stopServing()
 	return errors.Join(err, <-serving)
 }
@@ -135,6 +157,10 @@ type pipeline struct {
 	mu     sync.Mutex
 	keeper *topology.Bus
 	ingest *ingest.Ingest
+	// destinations are those of the stage deliver, route the rules of the stage route,
+	// if they run here. A reload changes both.
+	destinations *deliver.Manager
+	route        atomic.Pointer[route.Route]
 }
 
 func newPipeline(file File, stages []topology.Stage, log *slog.Logger) *pipeline {
@@ -260,64 +286,18 @@ func (p *pipeline) stage(ctx context.Context, s topology.Stage, bus *topology.Bu
 		if err != nil {
 			return nil, err
 		}
-		return consume(bus, topology.RouteConsumer, messages.DecodeFrame, r.Handle), nil
+		p.route.Store(r)
+		return consume(bus, topology.RouteConsumer, messages.DecodeFrame, func(ctx context.Context, in topology.In[messages.View], out topology.Outbox) error {
+			return p.route.Load().Handle(ctx, in, out) // the rules of now: see reload
+		}), nil
 	case topology.Deliver:
-		var runs []func(context.Context) error
-		for _, c := range p.file.Destinations {
-			run, err := p.destination(ctx, c, bus, log)
-			if err != nil {
-				return nil, fmt.Errorf("destination %s: %w", c.Name, err)
-			}
-			runs = append(runs, run)
-		}
-		return runs, nil
+		return p.deliver(bus, log), nil
 	}
 	return nil, fmt.Errorf("no stage is called %q", s)
 }
 
 func consume[T any](bus *topology.Bus, c topology.Consumer, decode func([]byte) (T, error), h topology.Handler[T]) []func(context.Context) error {
 	return []func(context.Context) error{func(ctx context.Context) error { return topology.Consume(ctx, bus, c, decode, h) }}
-}
-
-// destination makes the reader of the event log for one destination.
-func (p *pipeline) destination(ctx context.Context, c deliver.Destination, bus *topology.Bus, log *slog.Logger) (func(context.Context) error, error) {
-	log = log.With("destination", c.Name)
-	sink, err := sinks.Catalog.Open(ctx, c.Type, c.Options, sinks.Deps{Destination: c.Name, Log: log, Bus: bus, Tags: p.tags()})
-	if err != nil {
-		return nil, err
-	}
-	consumer := topology.DeliverConsumer(c.Name, c.Types, c.FromNow)
-	if patient, ok := sink.(sinks.Patient); ok {
-		consumer.Window = max(consumer.Window, patient.Frames())
-	}
-	d, err := deliver.New(c, sink, deliver.Deps{Log: log, Window: consumer.Window, WindowBytes: consumer.WindowBytes})
-	if err != nil {
-		return nil, errors.Join(err, sink.Close())
-	}
-	p.closers = append(p.closers, d.Close)
-	return func(ctx context.Context) error {
-		if err := announce(ctx, bus, consumer, c); err != nil {
-			return err
-		}
-		// What stands still in front of a dead destination need not be waited for.
-		defer context.AfterFunc(ctx, d.Drain)()
-		return topology.Consume(ctx, bus, consumer, messages.DecodeFrame, d.Handle)
-	}, nil
-}
-
-// announce tells the ledger what a destination asks for and from where on, so
-// that it knows what to expect of it.
-func announce(ctx context.Context, bus *topology.Bus, consumer topology.Consumer, c deliver.Destination) error {
-	first, err := bus.Begin(ctx, consumer)
-	if err == nil {
-		out := bus.NewOutbox(topology.Deliver)
-		out.Fact(&messages.Fact{Kind: &messages.Fact_Destination{Destination: &messages.Destination{Name: c.Name, Types: c.Types, First: first}}})
-		err = out.Flush(ctx)
-	}
-	if ctx.Err() != nil {
-		return nil //nolint:nilerr // asked to stop
-	}
-	return err
 }
 
 // errStarting is what the health page says of what is not there yet.
@@ -337,6 +317,17 @@ func (p *pipeline) checks() map[string]func(context.Context) error {
 		}
 		return bus.Ready(ctx)
 	}}
+	if slices.Contains(p.stages, topology.Deliver) {
+		checks["destinations"] = func(context.Context) error {
+			p.mu.Lock()
+			m := p.destinations
+			p.mu.Unlock()
+			if m == nil {
+				return errStarting
+			}
+			return m.Health()
+		}
+	}
 	if slices.Contains(p.stages, topology.Ingest) {
 		for _, s := range p.file.Sources {
 			checks["source "+s.Name] = func(context.Context) error {

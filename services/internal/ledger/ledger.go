@@ -11,6 +11,7 @@ package ledger
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -45,7 +46,10 @@ type destination struct {
 	known bool // it has said what it reads
 	types []string
 	first uint64
-	seen  ordinals // EVENTS sequences settled
+	// lists are all lists of types that it ever had, removed that it is gone.
+	lists   [][]string
+	removed bool
+	seen    ordinals // EVENTS sequences settled
 }
 
 // New returns an empty fold.
@@ -76,8 +80,7 @@ func (f *Fold) Add(stage string, facts *messages.Facts) {
 		case *messages.Fact_Delivered:
 			f.addDelivered(kind.Delivered)
 		case *messages.Fact_Destination:
-			d := f.destination(kind.Destination.GetName())
-			d.known, d.types, d.first = true, kind.Destination.GetTypes(), kind.Destination.GetFirst()
+			f.destination(kind.Destination.GetName()).says(kind.Destination)
 		default:
 			f.unread++
 		}
@@ -219,21 +222,46 @@ func (f *Fold) addDelivered(n *messages.Delivered) {
 	}
 }
 
-// reads tells whether the destination asked for events of a type, by the
-// wildcards of NATS: * for one token, > for one or more at the end.
-func (d *destination) reads(eventType string) bool {
-	if len(d.types) == 0 {
-		return true
+// says takes note of what a destination reads, or that it is gone.
+func (d *destination) says(n *messages.Destination) {
+	d.known, d.removed = true, n.GetRemoved()
+	if d.removed {
+		return
 	}
-	subject := topology.EventSubject(eventType)
-	for _, t := range d.types {
-		if matches("penstock.event."+t, subject) {
-			return true
-		}
+	d.types, d.first = n.GetTypes(), n.GetFirst()
+	if !slices.ContainsFunc(d.lists, func(l []string) bool { return slices.Equal(l, d.types) }) {
+		d.lists = append(d.lists, d.types)
 	}
-	return false
 }
 
+// reading says whether a destination reads events of a type.
+type reading uint8
+
+const (
+	never reading = iota
+	// sometimes: it was changed, and nobody knows which were logged before.
+	sometimes
+	always
+)
+
+// reads tells whether the destination asked for events of a type.
+func (d *destination) reads(eventType string) reading {
+	subject, n := topology.EventSubject(eventType), 0
+	for _, types := range d.lists {
+		if len(types) == 0 || slices.ContainsFunc(types, func(t string) bool { return matches("penstock.event."+t, subject) }) {
+			n++
+		}
+	}
+	switch {
+	case n == 0:
+		return never
+	case n < len(d.lists):
+		return sometimes
+	}
+	return always
+}
+
+// matches goes by the wildcards of NATS: * for one token, > for one or more at the end.
 func matches(pattern, subject string) bool {
 	for {
 		want, pattern2, more := strings.Cut(pattern, ".")

@@ -110,7 +110,7 @@ type Pull struct {
 // Settled is what a destination owes and has done, for one pull or for all.
 type Settled struct {
 	Name string `json:"name"`
-	// Expected events are those logged of the types that it reads.
+	// Expected events are those logged of the types that it reads or ever read.
 	Expected uint64 `json:"expected"`
 	// Confirmed by the sink, filtered by the destination's expression, skipped as too
 	// old for its max_backlog, quarantined by code.
@@ -121,9 +121,11 @@ type Settled struct {
 	// Waiting events are not settled, and belong to open pulls.
 	Waiting uint64 `json:"waiting,omitempty"`
 	// Before counts events not settled by a destination that did not begin at the
-	// start of the event log: they may all be older than it is, so that nothing is
-	// said about missing ones.
+	// start of the event log, or of types that it did not always read: they may all be
+	// older than it or than the change is, so that nothing is said about missing ones.
 	Before uint64 `json:"before,omitempty"`
+	// Abandoned events were not settled when the destination was removed, or came later.
+	Abandoned uint64 `json:"abandoned,omitempty"`
 	// Missing events are not settled and ought to be; extra ones were settled
 	// beyond what the event log has.
 	Missing uint64 `json:"missing"`
@@ -136,6 +138,8 @@ type Destination struct {
 	// Types it reads, empty for all, and the first EVENTS sequence.
 	Types []string `json:"types"`
 	First uint64   `json:"first"`
+	// Removed: it is gone, and nothing is expected of it.
+	Removed bool `json:"removed,omitempty"`
 	// Frames of EVENTS that it settled.
 	Frames uint64 `json:"frames"`
 }
@@ -149,13 +153,13 @@ func (f *Fold) Report() Report {
 		Facts: maps.Clone(f.facts), Unread: f.unread,
 		Total: Total{Pulls: len(f.order), Announced: map[string]uint64{}, Ended: map[string]uint64{}},
 	}
-	// wanted[d][t]: destination d reads events of type t.
-	wanted := make([][]bool, len(f.inDest))
+	// wanted[d][t]: whether destination d reads events of type t.
+	wanted := make([][]reading, len(f.inDest))
 	for i, d := range f.inDest {
-		r.Destinations[i] = Destination{Settled: Settled{Name: d.name}, Types: append([]string{}, d.types...), First: d.first, Frames: d.seen.count()}
-		wanted[i] = make([]bool, len(f.inType))
+		r.Destinations[i] = Destination{Settled: Settled{Name: d.name}, Types: append([]string{}, d.types...), First: d.first, Removed: d.removed, Frames: d.seen.count()}
+		wanted[i] = make([]reading, len(f.inType))
 		for t, name := range f.inType {
-			wanted[i][t] = d.known && d.reads(name)
+			wanted[i][t] = d.reads(name)
 		}
 		if !d.known {
 			r.Problems = append(r.Problems, fmt.Sprintf(
@@ -195,7 +199,7 @@ func (b *Pull) name() string {
 }
 
 // balance compares what went into each stage with what came out.
-func (f *Fold) balance(p *pull, wanted [][]bool) Pull {
+func (f *Fold) balance(p *pull, wanted [][]reading) Pull {
 	b := Pull{
 		Pull: p.key.String(), Source: p.source, Origin: p.origin, Messages: p.messages, State: Balanced, As: label(p.as.String(), "AS_"), Code: p.endCode,
 		Frames: p.frames, ParsedFrames: p.parsedFrames, Bytes: p.bytes, RawBytes: p.rawBytes,
@@ -292,12 +296,14 @@ func (b *Pull) compare(in, out uint64, say func(missing, extra uint64)) {
 }
 
 // settle compares what a destination did with what the event log has for it.
-func (b *Pull) settle(p *pull, d *destination, wanted []bool) {
+func (b *Pull) settle(p *pull, d *destination, wanted []reading) {
 	s := Settled{Name: d.name}
 	var expected int64
+	changed := false
 	for _, t := range p.logged {
-		if wanted[t.eventType] {
+		if w := wanted[t.eventType]; w != never {
 			expected += t.n
+			changed = changed || w == sometimes
 		}
 	}
 	s.Expected = uint64(max(expected, 0))
@@ -313,13 +319,16 @@ func (b *Pull) settle(p *pull, d *destination, wanted []bool) {
 	}
 	switch {
 	case !d.known: // the report says so once
+	case s.Expected > done && d.removed:
+		s.Abandoned = s.Expected - done
 	case s.Expected > done && b.State == Open:
 		s.Waiting = s.Expected - done
-	case s.Expected > done && d.first > 1:
+	case s.Expected > done && (d.first > 1 || changed):
 		s.Before = s.Expected - done
 	case s.Expected > done:
 		s.Missing = s.Expected - done
 		b.problem("destination %s has settled %d of %s", d.name, done, plural(s.Expected, "event"))
+	case len(d.lists) == 0: // of one that is gone for longer than facts are kept
 	case done > s.Expected && b.State != Open:
 		s.Extra = done - s.Expected
 		b.problem("destination %s has settled %s, but the event log has %d for it", d.name, plural(done, "event"), s.Expected)
@@ -400,6 +409,7 @@ func (s *Settled) add(n *Settled) {
 	s.Skipped += n.Skipped
 	s.Waiting += n.Waiting
 	s.Before += n.Before
+	s.Abandoned += n.Abandoned
 	s.Missing += n.Missing
 	s.Extra += n.Extra
 	(*counts)(&s.Quarantined).add(n.Quarantined)
