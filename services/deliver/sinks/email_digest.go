@@ -2,6 +2,8 @@ package sinks
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
+	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -85,7 +87,7 @@ type part struct {
 	// letter is set once the digest is on its way.
 	letter *letter
 	events []int32
-	ids    messages.ID // of all events together
+	ids    idSum
 	// listed are the lines that they are on.
 	listed []listing
 }
@@ -124,8 +126,7 @@ type pile struct {
 	lines map[mark]*line
 	order []*line // as they came
 	count int
-	// ids is made of the ids of all events, in whatever order they came.
-	ids messages.ID
+	ids   idSum
 	// source of all events; mixed when they have several.
 	source string
 	mixed  bool
@@ -136,7 +137,7 @@ func (p *pile) add(n *note, m mark, id messages.ID, most int) *line {
 	p.mixed = p.mixed || p.count > 0 && p.source != n.source
 	p.source = n.source
 	p.count++
-	merge(&p.ids, id)
+	p.ids.add(id)
 	l := p.lines[m]
 	if l == nil {
 		if len(p.lines) >= most {
@@ -157,7 +158,7 @@ func (p *pile) add(n *note, m mark, id messages.ID, most int) *line {
 // drop takes the events of a part out again.
 func (p *pile) drop(gone *part) {
 	p.count -= len(gone.events)
-	merge(&p.ids, gone.ids)
+	p.ids.leave(gone.ids)
 	for _, x := range gone.listed {
 		if x.line.count -= x.count; x.line.count == 0 {
 			delete(p.lines, x.line.mark())
@@ -174,7 +175,7 @@ func (p *pile) absorb(other *pile, most int) {
 	}
 	p.mixed = p.mixed || other.mixed || other.count > 0 && p.source != other.source
 	p.count += other.count
-	merge(&p.ids, other.ids)
+	p.ids.join(other.ids)
 	for m, l := range other.lines {
 		switch mine := p.lines[m]; {
 		case mine != nil:
@@ -187,11 +188,23 @@ func (p *pile) absorb(other *pile, most int) {
 	}
 }
 
-// merge adds an id to a sum of ids, or takes it out.
-func merge(sum *messages.ID, id messages.ID) {
-	for i := range sum {
-		sum[i] ^= id[i]
-	}
+// idSum is the sum of ids, which is the same in whatever order they came.
+type idSum struct{ high, low uint64 }
+
+func (s *idSum) add(id messages.ID) {
+	s.join(idSum{binary.BigEndian.Uint64(id[:8]), binary.BigEndian.Uint64(id[8:])})
+}
+
+func (s *idSum) join(t idSum) {
+	var carry uint64
+	s.low, carry = bits.Add64(s.low, t.low, 0)
+	s.high, _ = bits.Add64(s.high, t.high, carry)
+}
+
+func (s *idSum) leave(t idSum) {
+	var borrow uint64
+	s.low, borrow = bits.Sub64(s.low, t.low, 0)
+	s.high, _ = bits.Sub64(s.high, t.high, borrow)
 }
 
 // group is the events that come in one mail.
@@ -277,7 +290,7 @@ func (d *digests) take(t *ticket, index int, id messages.ID, n note, now time.Ti
 		g.parts = append(g.parts, p)
 	}
 	p.events = append(p.events, int32(index))
-	merge(&p.ids, id)
+	p.ids.add(id)
 	t.left++
 	if l := g.fresh.add(&n, m, id, d.config.MaxListed); l != nil {
 		if last := len(p.listed) - 1; last >= 0 && p.listed[last].line == l {
@@ -304,7 +317,9 @@ func (d *digests) groupOf(n *note, now time.Time) *group {
 		case EmailByRegion:
 			value = n.region
 		}
-		labels = append(labels, string(by)+": "+value)
+		if value != "" {
+			labels = append(labels, string(by)+": "+value)
+		}
 	}
 	key := strings.Join(labels, "\n")
 	if g := d.groups[key]; g != nil {
@@ -314,7 +329,7 @@ func (d *digests) groupOf(n *note, now time.Time) *group {
 		d.forget(now)
 	}
 	if len(d.groups) >= mostGroups {
-		key, labels = "", []string{"all others"}
+		key, labels = "all others", []string{"all others"}
 		if g := d.groups[key]; g != nil {
 			return g
 		}

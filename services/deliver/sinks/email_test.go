@@ -11,11 +11,9 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"log/slog"
 	"mime"
 	"mime/quotedprintable"
 	"net"
-	"net/http/httptest"
 	"net/mail"
 	"regexp"
 	"strings"
@@ -42,10 +40,11 @@ const (
 
 // postOffice is a real SMTP server that keeps what it took.
 type postOffice struct {
-	server *smtp.Server
-	ended  chan struct{}
-	cert   tls.Certificate
-	ca     string
+	server   *smtp.Server
+	listener net.Listener
+	ended    chan struct{}
+	cert     tls.Certificate
+	ca       string
 
 	mu    sync.Mutex
 	mails []posted
@@ -82,7 +81,7 @@ func opened(t *testing.T, implicit bool) *postOffice {
 }
 
 func (o *postOffice) serve(l net.Listener) {
-	o.server = smtp.NewServer(o)
+	o.server, o.listener = smtp.NewServer(o), l
 	o.server.ErrorLog = log.New(io.Discard, "", 0)
 	o.server.Domain = "mail.example.org"
 	o.ended = make(chan struct{})
@@ -93,6 +92,7 @@ func (o *postOffice) serve(l net.Listener) {
 }
 
 func (o *postOffice) close() {
+	_ = o.listener.Close() // which Close of the server may not know yet
 	_ = o.server.Close()
 	<-o.ended
 }
@@ -231,8 +231,11 @@ func (c *counter) Data(r io.Reader) error {
 		return c.conn.Conn().Close()
 	}
 	raw, readErr := io.ReadAll(r)
-	if err != nil || readErr != nil {
-		return errors.Join(err, readErr)
+	if err != nil {
+		return err // as it is: the server looks for its own type
+	}
+	if readErr != nil {
+		return readErr
 	}
 	_, c.secure = c.conn.TLSConnectionState()
 	c.raw = raw
@@ -358,4 +361,730 @@ func emailWorld(t *testing.T) *world {
 	}
 }
 
-var _ = []any{context.Background, httptest.NewServer, slog.New, synctest.Wait, fault.CodeOf, golden.Check, subject}
+// mailed puts events of one type and source into a batch.
+func mailed(s Sink, kind, source string, first int, docs ...string) Batch {
+	var events []*Event
+	for i, doc := range docs {
+		e := event(first+i, doc)
+		e.Type, e.Source = kind, source
+		e.Time += int64(first+i) * int64(time.Second)
+		events = append(events, e)
+	}
+	return batchOfEvents(s, events...)
+}
+
+// letters are the mails that s would send for what it holds, but for their way.
+func letters(t testing.TB, s *emailSink, at time.Time, batches ...Batch) []byte {
+	t.Helper()
+	for _, b := range batches {
+		ticket := &ticket{verdicts: make([]Verdict, b.Len()), done: make(chan struct{})}
+		for i := range b.Len() {
+			if b.Event(i)[0] == selected {
+				s.take(ticket, i, b.ID(i), readNote(b.Event(i)), at)
+			}
+		}
+	}
+	var out []byte
+	for {
+		l, _ := s.next(at.Add(24 * time.Hour))
+		if l == nil {
+			return out
+		}
+		l.created = at
+		out = append(out, s.message(l)...)
+		out = append(out, "=====\r\n"...)
+		s.accepted(l, at)
+	}
+}
+
+func TestEmailText(t *testing.T) {
+	at := time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC)
+	exempt := `{"log_type":"exempt_all","device_name":"host-17","type":"Device","details":"Device host-17 was exempted by Admin One(admin1@example.org)24 hour(s)"}`
+	config := `{"type":"Account","log_type":"config","admin_name":"Admin One","admin_email":"admin1@example.org","details":"Administrator Admin One changed Settings - Integrations "}`
+	tests := []struct {
+		name   string
+		change func(*EmailConfig)
+		mails  func(s *emailSink) []byte
+	}{
+		// covers: F-31, F-2, OPC-7, OPC-25, OPC-26
+		{"opswat", nil, func(s *emailSink) []byte {
+			return letters(t, s, at, mailed(s, "opswat.device.exempt_all", "opswat", 0, exempt, exempt, exempt), mailed(s, "opswat.account.config", "opswat", 9, config),
+				mailed(s, "opswat.device.unseen", "opswat", 12, exempt))
+		}},
+		{"more_than_are_listed", func(c *EmailConfig) { c.MaxListed = 2 }, func(s *emailSink) []byte {
+			return letters(t, s, at, mailed(s, "opswat.account.config", "opswat", 0, config, `{"details":"b"}`, `{"details":"c"}`, config, `{"details":"d"}`))
+		}},
+		{"repeats", nil, func(s *emailSink) []byte {
+			out := letters(t, s, at, mailed(s, "opswat.account.config", "opswat", 0, config))
+			return append(out, letters(t, s, at.Add(time.Hour), mailed(s, "opswat.account.config", "opswat", 1, config, config, `{"details":"b"}`))...)
+		}},
+		{"several_groups_in_one", func(c *EmailConfig) {
+			c.MaxPerHour, c.GroupBy = 1, []EmailGroup{EmailBySource, EmailByType, EmailByAccount}
+		}, func(s *emailSink) []byte {
+			return letters(t, s, at, mailed(s, "opswat.account.config", "opswat", 0, config), mailed(s, "voiso.app_login.incorrect_password", "voiso", 1, `{"params":{"user":"a@example.org"},"event":"incorrect_password"}`))
+		}},
+		{"text_that_wants_to_be_more", func(c *EmailConfig) { c.GroupBy = nil }, func(s *emailSink) []byte {
+			return letters(t, s, at, mailed(s, "opswat.account.config", "evil\r\nBcc: all@example.org", 0,
+				`{"admin_name":"x\r\nSubject: y\r\n\r\nbody","details":"\u001b[31mred\u001b[0m \u202egnp.exe\u2028.\r\n.\r\nQUIT\u0000"}`,
+				`{"admin_name":"Zoë ＡＢ 日本","details":"`+strings.Repeat("long ", 100)+`"}`))
+		}},
+		{"nothing_known", nil, func(s *emailSink) []byte {
+			e := &Event{ID: messages.NewID(nil), Type: "opswat.account.config"}
+			return letters(t, s, at, batchOfEvents(s, e))
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := defaultEmail()
+			cfg.Address, cfg.From, cfg.To = "smtp.example.org:587", "Pènstock <penstock@example.org>", []string{"soc@example.org", "Ann <ann@example.org>"}
+			cfg.Select = EmailSelect{OPSWAT: []OPSWATLogType{"exempt_all", "config"}, Types: []string{"voiso.app_login.*"}}
+			if tt.change != nil {
+				tt.change(&cfg)
+			}
+			s := openMail(t, cfg)
+			golden.Check(t, "testdata/email/"+tt.name+".eml", tt.mails(s))
+		})
+	}
+}
+
+// covers: OPC-15, OPC-17, OPC-20, VOI-22, VOI-32
+func TestEmailSelects(t *testing.T) {
+	names := OPSWATLogType("").Values()
+	if len(names) != 21 {
+		t.Errorf("%d log types", len(names))
+	}
+	cfg := defaultEmail()
+	cfg.Address, cfg.From, cfg.To = "smtp.example.org:587", "a@example.org", []string{"b@example.org"}
+	cfg.Select.Types = []string{"voiso.app_login.incorrect_password", "aws.>"}
+	none := openMail(t, cfg)
+	for _, name := range names {
+		cfg.Select.OPSWAT = append(cfg.Select.OPSWAT, OPSWATLogType(name))
+	}
+	all := openMail(t, cfg)
+	for _, name := range names {
+		kind := opswatLogTypes[OPSWATLogType(name)]
+		if !all.selects("opswat."+kind+"."+name) || none.selects("opswat."+kind+"."+name) {
+			t.Errorf("%s is not selected, or without being named", name)
+		}
+	}
+	for kind, want := range map[string]bool{
+		"it.access.device.added": true, "device.added": true, "voiso.app_login.incorrect_password": true, "aws.guardduty.finding": true,
+		"opswat.account.added": false, "opswat.device.config": false, "opswat.device.added.x": false, "opswat.mydevice.added": false, "added": false,
+		"voiso.app_login.deleted_user": false, "voiso.app_login.successful_login": false, "aws": false, "opswat.device.deleted_use": false, "": false,
+	} {
+		if all.selects(kind) != want {
+			t.Errorf("%q: selected %v", kind, !want)
+		}
+	}
+}
+
+// Each way to a mail server that somebody may have.
+// covers: OPC-25, F-31
+func TestEmailWays(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		implicit bool
+		change   func(*EmailConfig)
+		user     string
+	}{
+		{"starttls, plain", false, nil, mailUser},
+		{"starttls, login", false, func(c *EmailConfig) { c.Auth = EmailAuthLogin }, mailUser},
+		{"starttls, cram-md5", false, func(c *EmailConfig) { c.Auth = EmailAuthCRAMMD5 }, mailUser},
+		{"starttls, nobody", false, func(c *EmailConfig) { c.Username, c.Password = "", config.Secret{} }, ""},
+		{"implicit, plain", true, func(c *EmailConfig) { c.Encryption = EmailImplicit }, mailUser},
+		{"no encryption, nobody", false, func(c *EmailConfig) { c.Encryption, c.Username, c.Password = EmailPlain, "", config.Secret{} }, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := opened(t, tt.implicit)
+			defer o.close()
+			cfg := emailTo(o)
+			cfg.GroupWait = 0
+			if tt.change != nil {
+				tt.change(&cfg)
+			}
+			for _, f := range cfg.Probe(t.Context()) {
+				if f.Level != "ok" {
+					t.Errorf("finding %+v", f)
+				}
+			}
+			if n := len(o.taken()); n != 0 {
+				t.Errorf("the doctor sent %d mails", n)
+			}
+			s := openMail(t, cfg)
+			defer s.Close()
+			mustDeliver(t, s, batchOf(s, 0, `{"details":"x"}`))
+			mails := o.taken()
+			if len(mails) != 1 || mails[0].user != tt.user || mails[0].secure != (cfg.Encryption != EmailPlain) || mails[0].from != "penstock@example.org" {
+				t.Errorf("mails %+v", mails)
+			}
+		})
+	}
+}
+
+// What the server says decides what becomes of the events.
+// covers: OPC-24
+func TestEmailAnswers(t *testing.T) {
+	busy, no := reply(450, smtp.EnhancedCode{4, 2, 0}, "later"), reply(550, smtp.EnhancedCode{5, 1, 1}, "never")
+	tests := []struct {
+		name    string
+		change  func(*EmailConfig)
+		office  func(*postOffice)
+		verdict Verdict
+		code    string
+		mails   int
+	}{
+		{"wrong password", func(c *EmailConfig) { c.Password = config.NewSecret("wrong") }, nil, Stop, "deliver.email_denied", 0},
+		{"login out of order", nil, func(o *postOffice) { o.auth = reply(454, smtp.EnhancedCode{4, 7, 0}, "later") }, Retry, "deliver.email_busy", 0},
+		{"login is not known", nil, func(o *postOffice) {
+			o.server.AllowInsecureAuth, o.auth = false, reply(504, smtp.EnhancedCode{5, 5, 4}, "what")
+		}, Stop, "deliver.email_denied", 0},
+		{"needs a login", func(c *EmailConfig) { c.Username, c.Password = "", config.Secret{} }, func(o *postOffice) { o.from = reply(530, smtp.EnhancedCode{5, 7, 0}, "log in") }, Stop, "deliver.email_sender_refused", 0},
+		{"sender unknown", nil, func(o *postOffice) { o.from = no }, Stop, "deliver.email_sender_refused", 0},
+		{"sender put off", nil, func(o *postOffice) { o.from = busy }, Retry, "deliver.email_busy", 0},
+		{"one recipient unknown", nil, func(o *postOffice) { o.rcpt["soc@example.org"] = no }, Done, "", 1},
+		{"all recipients unknown", nil, func(o *postOffice) { o.rcpt["soc@example.org"], o.rcpt["ann@example.org"] = no, no }, Stop, "deliver.email_recipients_refused", 0},
+		{"one recipient put off", nil, func(o *postOffice) { o.rcpt["soc@example.org"] = busy }, Done, "", 1},
+		{"all recipients put off", nil, func(o *postOffice) { o.rcpt["soc@example.org"], o.rcpt["ann@example.org"] = busy, busy }, Retry, "deliver.email_busy", 0},
+		{"one unknown, one put off", nil, func(o *postOffice) { o.rcpt["soc@example.org"], o.rcpt["ann@example.org"] = busy, no }, Retry, "deliver.email_busy", 0},
+		{"mail too large", nil, func(o *postOffice) { o.data = reply(552, smtp.EnhancedCode{5, 3, 4}, "too large") }, Reject, "deliver.email_refused", 0},
+		{"no room", nil, func(o *postOffice) { o.data = reply(452, smtp.EnhancedCode{4, 3, 1}, "disk full") }, Retry, "deliver.email_busy", 0},
+		{"the first mail is against a policy", nil, func(o *postOffice) { o.data = reply(554, smtp.EnhancedCode{5, 7, 1}, "DMARC") }, Stop, "deliver.email_sender_refused", 0},
+		{"no STARTTLS", nil, func(o *postOffice) { o.server.TLSConfig = nil }, Stop, "deliver.email_setup", 0},
+		{"TLS expected at once", func(c *EmailConfig) { c.Encryption = EmailImplicit }, nil, Stop, "deliver.email_setup", 0},
+		{"another name", func(c *EmailConfig) { c.TLS.ServerName = "other.example.org" }, nil, Stop, "deliver.email_denied", 0},
+		{"nobody there", func(c *EmailConfig) { c.Address = "127.0.0.1:1" }, nil, Retry, "deliver.email_unreachable", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			o := opened(t, false)
+			defer o.close()
+			cfg := emailTo(o)
+			cfg.To = append(cfg.To, "ann@example.org")
+			cfg.GroupWait, cfg.Timeout = 0, 5*time.Second
+			if tt.change != nil {
+				tt.change(&cfg)
+			}
+			if tt.office != nil {
+				o.set(func() { tt.office(o) })
+			}
+			s := openMail(t, cfg)
+			s.patience = 0
+			defer s.Close()
+			res := s.Deliver(t.Context(), batchOf(s, 0, `{"details":"x"}`, `{"details":"y"}`))
+			if res.Verdict != tt.verdict || tt.code != "" && fault.CodeOf(res.Err) != tt.code || len(o.taken()) != tt.mails {
+				t.Errorf("%v, %d mails: %v", res.Verdict, len(o.taken()), res.Err)
+			}
+			if res.Err != nil && (strings.Contains(res.Err.Error(), mailPassword) || strings.Contains(fmt.Sprint(cfg.Probe(t.Context())), mailPassword)) {
+				t.Errorf("it shows the password: %v", res.Err)
+			}
+		})
+	}
+}
+
+// Once the server has taken mails, what it refuses is the mail and not its sender. The
+// events of other mails are not touched.
+func TestEmailRefused(t *testing.T) {
+	o := opened(t, false)
+	defer o.close()
+	cfg := emailTo(o)
+	cfg.GroupWait, cfg.GroupInterval = 0, 0
+	cfg.Select.Types = []string{"a.>", "x.y"}
+	s := openMail(t, cfg)
+	defer s.Close()
+	mustDeliver(t, s, mailed(s, "a.b", "one", 0, `{"details":"x"}`))
+	heal := o.set(func() { o.data = reply(554, smtp.EnhancedCode{5, 7, 1}, "spam") })
+	both := []*Event{event(1, `{"details":"y"}`), event(2, `{"details":"z"}`), event(3, `{"details":"x"}`)}
+	both[1].Type = "not.selected"
+	both[2].Source = "one"
+	res := s.Deliver(t.Context(), batchOfEvents(s, both...))
+	if res.Verdict != Done || len(res.Items) != 1 || res.Items[0].Index != 0 || res.Items[0].Verdict != Reject || fault.CodeOf(res.Items[0].Err) != "deliver.email_refused" {
+		t.Errorf("got %+v", res)
+	}
+	if res := s.Deliver(t.Context(), mailed(s, "x.y", "two", 4, `{}`)); res.Verdict != Reject {
+		t.Errorf("got %+v", res)
+	}
+	heal()
+	mustDeliver(t, s, mailed(s, "a.b", "one", 5, `{"details":"w"}`))
+}
+
+// inMemory serves mail over pipes, so that time in a bubble is the bubble's.
+type inMemory struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (m *inMemory) Accept() (net.Conn, error) {
+	select {
+	case c := <-m.conns:
+		return c, nil
+	case <-m.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (m *inMemory) Close() error {
+	m.once.Do(func() { close(m.closed) })
+	return nil
+}
+
+func (m *inMemory) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (m *inMemory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	here, there := net.Pipe()
+	select {
+	case m.conns <- there:
+		return here, nil
+	case <-m.closed:
+		return nil, errors.New("connection refused")
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// inBubble runs a test whose clock is its own.
+func inBubble(t *testing.T, change func(*EmailConfig), test func(t *testing.T, o *postOffice, s *emailSink)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		o := &postOffice{rcpt: map[string]error{}}
+		l := &inMemory{conns: make(chan net.Conn), closed: make(chan struct{})}
+		o.serve(l)
+		cfg := defaultEmail()
+		cfg.Address, cfg.From, cfg.To = "localhost:25", "penstock@example.org", []string{"soc@example.org", "ann@example.org"}
+		cfg.Encryption, cfg.Select.Types = EmailPlain, []string{"a.b"}
+		if change != nil {
+			change(&cfg)
+		}
+		s := openMail(t, cfg)
+		s.smtp.dial = l.dial
+		test(t, o, s)
+		must(t, s.Close())
+		o.close()
+		synctest.Wait()
+	})
+}
+
+// later delivers beside the test. The channel has the result.
+func later(t *testing.T, s Sink, b Batch) chan Result {
+	t.Helper()
+	out := make(chan Result, 1)
+	go func() { out <- s.Deliver(t.Context(), b) }()
+	synctest.Wait()
+	return out
+}
+
+// answered tells whether a result is there.
+func answered(t *testing.T, out chan Result) bool {
+	t.Helper()
+	synctest.Wait()
+	return len(out) > 0
+}
+
+func said(words string) string { return fmt.Sprintf(`{"details":%q}`, words) }
+
+// A burst makes one mail, and confirms nothing before it is sent. The next mails of
+// the group keep their distance.
+// covers: OPC-25, OPC-7
+func TestEmailDigest(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
+		var outs []chan Result
+		for i := range 100 {
+			outs = append(outs, later(t, s, mailed(s, "a.b", "one", i, said(fmt.Sprint("burst ", i)))))
+			time.Sleep(100 * time.Millisecond)
+		}
+		other := later(t, s, mailed(s, "a.b", "two", 100, said("x")))
+		time.Sleep(19 * time.Second)
+		if n := len(o.taken()); n != 0 || answered(t, outs[0]) {
+			t.Errorf("%d mails before group_wait", n)
+		}
+		time.Sleep(2 * time.Second)
+		for _, out := range outs {
+			if res := <-out; res.Verdict != Done {
+				t.Errorf("got %+v", res)
+			}
+		}
+		if n := len(o.taken()); n != 1 || answered(t, other) {
+			t.Errorf("%d mails of one group", n)
+		}
+		header, text := read(t, o.taken()[0].raw)
+		if subject(t, header) != "penstock: 100 selected events from one" || !strings.Contains(text, "burst 49\n50 more\n") || strings.Contains(text, "burst 50") {
+			t.Errorf("%v %s", header, text)
+		}
+		<-other
+		next := later(t, s, mailed(s, "a.b", "one", 200, said("next")))
+		time.Sleep(4 * time.Minute)
+		if answered(t, next) {
+			t.Error("mailed within group_interval")
+		}
+		time.Sleep(time.Minute)
+		<-next
+		if n := len(o.taken()); n != 3 {
+			t.Errorf("%d mails", n)
+		}
+		// The mails of a group refer to the same one, and have each their own id.
+		first, _ := read(t, o.taken()[0].raw)
+		second, _ := read(t, o.taken()[1].raw)
+		third, _ := read(t, o.taken()[2].raw)
+		if first.Get("References") != third.Get("References") || first.Get("References") == second.Get("References") || first.Get("Message-ID") == third.Get("Message-ID") {
+			t.Errorf("%v %v %v", first, second, third)
+		}
+	})
+}
+
+// What says the same as a mail did brings no other for repeat_interval; then one that
+// counts it.
+func TestEmailRepeats(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
+		<-later(t, s, mailed(s, "a.b", "one", 0, said("down"), said("down")))
+		first := time.Now()
+		for i := range 46 {
+			time.Sleep(5 * time.Minute)
+			if out := later(t, s, mailed(s, "a.b", "one", 10+i, said("down"))); !answered(t, out) || (<-out).Verdict != Done {
+				t.Fatal("a repeat is held")
+			}
+		}
+		if n := len(o.taken()); n != 1 {
+			t.Errorf("%d mails", n)
+		}
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		mails := o.taken()
+		if len(mails) != 2 {
+			t.Fatalf("%d mails after %v", len(mails), time.Since(first))
+		}
+		header, text := read(t, mails[1].raw)
+		if subject(t, header) != "penstock: 46 selected events from one" || !strings.Contains(text, "Again, as in an earlier mail:") || !strings.Contains(text, "(46 times, last ") {
+			t.Errorf("%s", text)
+		}
+		// Something else brings the counts along.
+		<-later(t, s, mailed(s, "a.b", "one", 70, said("down")))
+		<-later(t, s, mailed(s, "a.b", "one", 71, said("up")))
+		if header, text = read(t, o.taken()[2].raw); subject(t, header) != "penstock: 2 selected events from one" || !strings.Contains(text, "    up\n\nAgain, as") {
+			t.Errorf("%s", text)
+		}
+	})
+}
+
+// No more mails than max_per_hour; what is due then comes in one.
+func TestEmailCap(t *testing.T) {
+	inBubble(t, func(c *EmailConfig) { c.MaxPerHour, c.GroupWait, c.GroupInterval = 3, time.Second, 0 }, func(t *testing.T, o *postOffice, s *emailSink) {
+		for i := range 3 {
+			<-later(t, s, mailed(s, "a.b", "one", i, said(fmt.Sprint(i))))
+		}
+		var outs []chan Result
+		for i := range 20 {
+			outs = append(outs, later(t, s, mailed(s, "a.b", fmt.Sprint("source", i), 10+i, said("x"), said("y"))))
+		}
+		s.Hurry()
+		time.Sleep(59 * time.Minute)
+		if n := len(o.taken()); n != 3 || answered(t, outs[0]) {
+			t.Errorf("%d mails", n)
+		}
+		time.Sleep(time.Minute)
+		for _, out := range outs {
+			if res := <-out; res.Verdict != Done {
+				t.Errorf("got %+v", res)
+			}
+		}
+		if n := len(o.taken()); n != 4 {
+			t.Fatalf("%d mails", n)
+		}
+		header, text := read(t, o.taken()[3].raw)
+		if subject(t, header) != "penstock: 40 selected events from several sources" || strings.Count(text, "a.b") != 40 {
+			t.Errorf("%s", text)
+		}
+	})
+}
+
+// Hurry sends what is held, and what is just on its way.
+func TestEmailHurry(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
+		out := later(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		s.Hurry()
+		if !answered(t, out) {
+			t.Error("still held")
+		}
+		time.Sleep(500 * time.Millisecond)
+		if out := later(t, s, mailed(s, "a.b", "one", 1, said("y"))); !answered(t, out) {
+			t.Error("what was on its way is held")
+		}
+		time.Sleep(time.Second)
+		if out := later(t, s, mailed(s, "a.b", "one", 2, said("z"))); answered(t, out) {
+			t.Error("hurries for ever")
+		}
+	})
+}
+
+// In an outage what is held is tried again with a pause, and nothing more is taken, so
+// that everybody sees it. Then it goes back to the log.
+// covers: OPC-24
+func TestEmailOutage(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
+		heal := o.set(func() { o.from = reply(421, smtp.EnhancedCode{4, 3, 2}, "going down") })
+		held := later(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		other := later(t, s, mailed(s, "a.b", "two", 1, said("y")))
+		time.Sleep(time.Minute)
+		if answered(t, held) {
+			t.Error("given up")
+		}
+		out := later(t, s, mailed(s, "a.b", "one", 2, said("z")))
+		if res := <-out; res.Verdict != Retry || fault.CodeOf(res.Err) != "deliver.email_busy" {
+			t.Errorf("got %+v", res)
+		}
+		heal()
+		time.Sleep(time.Minute)
+		for _, out := range []chan Result{held, other} {
+			if res := <-out; res.Verdict != Done {
+				t.Errorf("got %+v", res)
+			}
+		}
+		id, _ := read(t, o.taken()[0].raw)
+		if tried := o.tried; tried < 4 || tried > 9 {
+			t.Errorf("%d attempts", tried)
+		}
+
+		o.set(func() { o.data = reply(451, smtp.EnhancedCode{4, 3, 0}, "no") })
+		time.Sleep(time.Hour)
+		held, other = later(t, s, mailed(s, "a.b", "one", 3, said("v"))), later(t, s, mailed(s, "a.b", "two", 4, said("w")))
+		time.Sleep(6 * time.Minute)
+		for _, out := range []chan Result{held, other} {
+			if res := <-out; res.Verdict != Retry || res.Err == nil {
+				t.Errorf("got %+v", res)
+			}
+		}
+		if again, _ := read(t, o.taken()[0].raw); again.Get("Message-ID") != id.Get("Message-ID") {
+			t.Error("another id")
+		}
+	})
+}
+
+// A recipient that is put off gets the mail later, the others once.
+func TestEmailGreylisted(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
+		heal := o.set(func() {
+			o.rcpt = map[string]error{"ann@example.org": reply(450, smtp.EnhancedCode{4, 2, 0}, "greylisted")}
+		})
+		out := later(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		time.Sleep(45 * time.Second)
+		if n := len(o.taken()); n != 1 || answered(t, out) {
+			t.Errorf("%d mails", n)
+		}
+		heal()
+		time.Sleep(time.Minute)
+		if res := <-out; res.Verdict != Done {
+			t.Errorf("got %+v", res)
+		}
+		mails := o.taken()
+		if len(mails) != 2 || len(mails[0].to) != 1 || mails[1].to[0] != "ann@example.org" || !bytes.Equal(mails[0].raw, mails[1].raw) {
+			t.Errorf("mails %+v", mails)
+		}
+	})
+}
+
+// What nobody waits for any more is not mailed: it comes again.
+func TestEmailAbandoned(t *testing.T) {
+	inBubble(t, func(c *EmailConfig) { c.MaxListed = 2 }, func(t *testing.T, o *postOffice, s *emailSink) {
+		ctx, cancel := context.WithCancel(t.Context())
+		gone := make(chan Result, 1)
+		go func() {
+			gone <- s.Deliver(ctx, mailed(s, "a.b", "one", 0, said("both"), said("gone"), said("uncounted"), said("both")))
+		}()
+		synctest.Wait()
+		stays := later(t, s, mailed(s, "a.b", "one", 10, said("both"), said("stays")))
+		cancel()
+		if res := <-gone; res.Verdict != Retry || !errors.Is(res.Err, context.Canceled) {
+			t.Errorf("got %+v", res)
+		}
+		<-stays
+		header, text := read(t, o.taken()[0].raw)
+		if subject(t, header) != "penstock: 2 selected events from one" || strings.Contains(text, "gone") || strings.Contains(text, "times") || !strings.Contains(text, "both\n1 more") {
+			t.Errorf("%s", text)
+		}
+
+		// The same while the server fails.
+		heal := o.set(func() { o.from = reply(451, smtp.EnhancedCode{4, 3, 0}, "no") })
+		time.Sleep(time.Hour)
+		ctx, cancel = context.WithCancel(t.Context())
+		go func() { gone <- s.Deliver(ctx, mailed(s, "a.b", "one", 20, said("gone"))) }()
+		time.Sleep(time.Minute)
+		cancel()
+		<-gone
+		heal()
+		time.Sleep(time.Hour)
+		if n := len(o.taken()); n != 1 {
+			t.Errorf("%d mails", n)
+		}
+		<-later(t, s, mailed(s, "a.b", "one", 20, said("gone")))
+	})
+}
+
+// What is not selected is confirmed at once, while other events are held.
+func TestEmailOthers(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
+		held := later(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		out := later(t, s, mailed(s, "a.c", "one", 1, said("x"), said("y")))
+		if !answered(t, out) || (<-out).Verdict != Done || answered(t, held) {
+			t.Error("held")
+		}
+		<-held
+		if n := len(o.taken()); n != 1 {
+			t.Errorf("%d mails", n)
+		}
+	})
+}
+
+// The number of groups and of lines that are remembered has a bound, and no event is
+// lost to it.
+func TestEmailBounds(t *testing.T) {
+	inBubble(t, func(c *EmailConfig) { c.GroupBy, c.MaxPerHour = []EmailGroup{EmailByAccount}, 3600 }, func(t *testing.T, o *postOffice, s *emailSink) {
+		var events []*Event
+		for i := range 2 * mostGroups {
+			e := event(i, said("x"))
+			e.Account = fmt.Sprint(i)
+			events = append(events, e)
+		}
+		if res := <-later(t, s, batchOfEvents(s, events...)); res.Verdict != Done {
+			t.Errorf("got %+v", res)
+		}
+		if n := len(o.taken()); n != mostGroups+1 || len(s.groups) > mostGroups+1 {
+			t.Errorf("%d mails, %d groups", n, len(s.groups))
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for i := range mostTold + 100 {
+			s.tell(s.groups["all others"], mark{byte(i), byte(i >> 8), 1}, time.Now())
+		}
+		n := 0
+		for _, g := range s.groups {
+			n += len(g.told)
+		}
+		if n != s.told || n > mostTold {
+			t.Errorf("%d lines are remembered, %d by count", n, s.told)
+		}
+		s.forget(time.Now().Add(24 * time.Hour))
+		if s.told != 0 || len(s.groups) != 0 {
+			t.Errorf("%d lines, %d groups are left", s.told, len(s.groups))
+		}
+	})
+}
+
+func TestEmailConfig(t *testing.T) {
+	tests := []struct {
+		key    string
+		change func(*EmailConfig)
+	}{
+		{"address", func(c *EmailConfig) { c.Address = "smtp.example.org" }},
+		{"address", func(c *EmailConfig) { c.Address = ":587" }},
+		{"address", func(c *EmailConfig) { c.Address = "smtp.example.org:0" }},
+		{"encryption", func(c *EmailConfig) { c.Encryption = "tls" }},
+		{"encryption", func(c *EmailConfig) { c.Encryption = EmailPlain }},
+		{"auth", func(c *EmailConfig) { c.Auth = "ntlm" }},
+		{"username", func(c *EmailConfig) { c.Username = "a\nb" }},
+		{"password", func(c *EmailConfig) { c.Password = config.Secret{} }},
+		{"password", func(c *EmailConfig) { c.Username = "" }},
+		{"password", func(c *EmailConfig) { c.Password = config.NewSecret("x\n") }},
+		{"hello", func(c *EmailConfig) { c.Hello = "a b" }},
+		{"from", func(c *EmailConfig) { c.From = "" }},
+		{"from", func(c *EmailConfig) { c.From = "a@example.org\r\nBcc: b@example.org" }},
+		{"from", func(c *EmailConfig) { c.From = "é@example.org" }},
+		{"to", func(c *EmailConfig) { c.To = nil }},
+		{"to[0]", func(c *EmailConfig) { c.To = []string{"a@example.org, b@example.org"} }},
+		{"select", func(c *EmailConfig) { c.Select = EmailSelect{} }}, // covers: OPC-8
+		{"select.opswat[0]", func(c *EmailConfig) { c.Select.OPSWAT = []OPSWATLogType{"complaint"} }},
+		{"select.types", func(c *EmailConfig) { c.Select.Types = []string{"a b"} }},
+		{"group_by[1]", func(c *EmailConfig) { c.GroupBy = []EmailGroup{EmailBySource, EmailBySource} }},
+		{"group_wait", func(c *EmailConfig) { c.GroupWait = -1 }},
+		{"group_interval", func(c *EmailConfig) { c.GroupInterval = 25 * time.Hour }},
+		{"repeat_interval", func(c *EmailConfig) { c.RepeatInterval = -1 }},
+		{"max_per_hour", func(c *EmailConfig) { c.MaxPerHour = 0 }},
+		{"max_listed", func(c *EmailConfig) { c.MaxListed = 0 }},
+		{"who[0]", func(c *EmailConfig) { c.Who = []string{"a..b"} }},
+		{"details[0]", func(c *EmailConfig) { c.Details = []string{""} }},
+		{"timeout", func(c *EmailConfig) { c.Timeout = 0 }},
+		{"tls.key_file", func(c *EmailConfig) { c.TLS.CertFile = "x" }},
+	}
+	for _, tt := range tests {
+		cfg := defaultEmail()
+		cfg.Address, cfg.From, cfg.To = "smtp.example.org:587", "a@example.org", []string{"b@example.org"}
+		cfg.Username, cfg.Password = "u", config.NewSecret("p")
+		cfg.Select.OPSWAT = []OPSWATLogType{"noncompliant"}
+		must(t, cfg.Validate())
+		tt.change(&cfg)
+		if err := cfg.Validate(); err == nil || !strings.HasPrefix(err.Error(), tt.key+": ") {
+			t.Errorf("%s: got %v", tt.key, err)
+		}
+	}
+}
+
+// Nothing that an event holds gets out of its line, or into a header.
+func FuzzEmail(f *testing.F) {
+	f.Add("a.b", "src", `{"device_name":"x","details":"y"}`, int64(1))
+	f.Add("a.b\r\n", "\r\nBcc: x@example.org\r\n", `{"params":{"user":"\u202e\ud83d\ude00\r\n.\r\n"},"details":{"a":[1,2]}}`, int64(-1))
+	f.Add("a.b", "s", `{"details":"`+strings.Repeat(`\ud83d\ude00`, 5000)+`"}`, int64(0))
+	f.Add("a.b", "s", `{"details":"`, int64(0))
+	cfg := defaultEmail()
+	cfg.Address, cfg.From, cfg.To = "smtp.example.org:587", "a@example.org", []string{"b@example.org"}
+	cfg.Select.Types = []string{">"}
+	at := time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC)
+	f.Fuzz(func(t *testing.T, kind, source, doc string, ns int64) {
+		s := openMail(t, cfg)
+		e := &Event{ID: messages.NewID([]byte(doc)), Type: kind, Source: source, Time: ns, Doc: []byte(doc)}
+		raw := letters(t, s, at, batchOfEvents(s, e, e))
+		if s.selects(kind) != (len(raw) > 0) {
+			t.Fatalf("type %q: mail %q", kind, raw)
+		}
+		if len(raw) == 0 {
+			return
+		}
+		raw = bytes.TrimSuffix(raw, []byte("=====\r\n"))
+		for line := range bytes.Lines(raw) {
+			if len(line) > 998 || !bytes.HasSuffix(line, []byte("\r\n")) || bytes.ContainsAny(line[:len(line)-2], "\r\n\x00") {
+				t.Fatalf("line %q", line)
+			}
+		}
+		header, text := read(t, raw)
+		if len(header) != 15 || header.Get("Bcc") != "" || len(header["Subject"]) != 1 {
+			t.Fatalf("%d headers: %v", len(header), header)
+		}
+		lines := strings.Split(text, "\n")
+		for _, line := range lines {
+			if n := len([]rune(line)); n > 500 || strings.ContainsFunc(line, func(r rune) bool { return !printable(r) }) {
+				t.Fatalf("line of %d: %q", n, line)
+			}
+		}
+		if len(lines) > 11 || !strings.Contains(text, "(2 times)") {
+			t.Fatalf("text %q", text)
+		}
+	})
+}
+
+func BenchmarkEmail(b *testing.B) {
+	cfg := defaultEmail()
+	cfg.Address, cfg.From, cfg.To = "smtp.example.org:587", "a@example.org", []string{"b@example.org"}
+	b.Run("not_selected", func(b *testing.B) {
+		cfg.Select.OPSWAT = []OPSWATLogType{"added"}
+		s := openMail(b, cfg)
+		defer s.Close()
+		benchmarkSink(b, s, 1000, trailEvent)
+	})
+	b.Run("repeats", func(b *testing.B) {
+		cfg.Select.Types = []string{"a.b"}
+		s := openMail(b, cfg)
+		defer s.Close()
+		now := time.Now()
+		letters(b, s, now, batchOf(s, 0, trailEvent))
+		benchmarkSink(b, s, 1000, trailEvent)
+	})
+	b.Run("mails", func(b *testing.B) {
+		o := &postOffice{rcpt: map[string]error{}}
+		l := &inMemory{conns: make(chan net.Conn), closed: make(chan struct{})}
+		o.serve(l)
+		defer o.close()
+		cfg.Encryption, cfg.Select.Types = EmailPlain, []string{"a.b"}
+		cfg.GroupWait, cfg.GroupInterval, cfg.RepeatInterval = 0, 0, 0
+		s := openMail(b, cfg)
+		s.smtp.dial, s.config.MaxPerHour = l.dial, 1<<30
+		defer s.Close()
+		benchmarkSink(b, s, 1000, trailEvent)
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"net/mail"
 	"slices"
 	"strconv"
@@ -14,7 +15,6 @@ import (
 
 	gomail "github.com/wneessen/go-mail"
 
-	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/services/internal/document"
 )
 
@@ -25,7 +25,7 @@ const mailTime = "2006-01-02T15:04:05.000Z07:00"
 // Source: formats F-31; RFC 5322; RFC 3834 for Auto-Submitted.
 func (s *emailSink) message(l *letter) []byte {
 	var total int
-	var ids messages.ID
+	var ids idSum
 	var keys []string
 	source, several := "", false
 	for i := range l.sections {
@@ -36,7 +36,7 @@ func (s *emailSink) message(l *letter) []byte {
 			}
 			several = several || p.mixed || total > 0 && p.source != source
 			source, total = p.source, total+p.count
-			merge(&ids, p.ids)
+			ids.join(p.ids)
 		}
 		keys = append(keys, x.group.key)
 	}
@@ -49,7 +49,7 @@ func (s *emailSink) message(l *letter) []byte {
 	from, _ := mail.ParseAddress(s.cfg.From) // validated
 	_, domain, _ := strings.Cut(from.Address, "@")
 	thread := sha256.Sum256([]byte(s.name + "\x00" + strings.Join(keys, "\x00")))
-	root := hex.EncodeToString(thread[:12])
+	root := hex.EncodeToString(thread[:8])
 
 	m := gomail.NewMsg(gomail.WithNoDefaultUserAgent())
 	m.FromMailAddress(from)
@@ -61,7 +61,7 @@ func (s *emailSink) message(l *letter) []byte {
 	m.ToMailAddress(to...)
 	m.Subject("penstock: " + title)
 	m.SetDateWithValue(l.created.UTC())
-	m.SetMessageIDWithValue(root + "." + ids.String() + "@" + domain)
+	m.SetMessageIDWithValue(fmt.Sprintf("%s.%016x%08x@%s", root, ids.high, ids.low>>32, domain))
 	// No mail has this id. Mail programs put together what refers to the same.
 	m.SetGenHeader(gomail.HeaderInReplyTo, "<"+root+"@"+domain+">")
 	m.SetGenHeader(gomail.HeaderReferences, "<"+root+"@"+domain+">")
