@@ -80,7 +80,7 @@ func (f *bulkFarSide) serve(w http.ResponseWriter, r *http.Request) {
 		trouble(w, r)
 		return
 	}
-	body, err := unzipped(r)
+	body, err := plainBody(r)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -827,7 +827,7 @@ func BenchmarkOpenSearch(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer opened.Close()
-				benchmarkSink(b, opened)
+				benchmarkBatches(b, opened)
 			})
 		}
 	}

@@ -564,7 +564,6 @@ const (
 	hecEventRequired  = 12
 	hecEventBlank     = 13
 	hecAckDisabled    = 14
-	hecFields         = 15
 )
 
 // hecText is what the codes mean. The text of an answer is not shown: it is foreign.
@@ -572,7 +571,7 @@ var hecText = map[int]string{
 	hecTokenDisabled: "the token is disabled", hecTokenRequired: "a token is required", hecAuthorization: "the authorization is not valid",
 	hecTokenInvalid: "the token is not valid", hecNoData: "no data", hecDataFormat: "the format is not valid", hecIncorrectIndex: "incorrect index",
 	hecBusy: "the server is busy", hecNoChannel: "the channel is missing", hecBadChannel: "the channel is not valid",
-	hecEventRequired: "there is no event", hecEventBlank: "the event is blank", hecAckDisabled: "acknowledgement is disabled", hecFields: "the fields are not valid",
+	hecEventRequired: "there is no event", hecEventBlank: "the event is blank", hecAckDisabled: "acknowledgement is disabled",
 }
 
 func readHEC(body []byte) (out hecAnswer, code int) {
@@ -627,7 +626,7 @@ func (d *hecDelivery) judge(p hecSpan, r call, a answer) Result {
 		at = *said.Invalid
 	}
 	switch code {
-	case hecDataFormat, hecEventRequired, hecEventBlank, hecFields:
+	case hecDataFormat, hecEventRequired, hecEventBlank:
 		if s.cfg.Endpoint == HECRaw || at < 0 || at >= n {
 			return s.because(r, a, code, Split, errHECRejected)
 		}

@@ -98,7 +98,7 @@ func hecSay(w http.ResponseWriter, status, code int, more string) {
 	_, _ = fmt.Fprintf(w, `{"text":%q,"code":%d%s}`, hecText[code]+" "+secretPayload, code, more)
 }
 
-func unzipped(r *http.Request) ([]byte, error) {
+func plainBody(r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil || r.Header.Get("Content-Encoding") != "gzip" {
 		return body, err
@@ -118,7 +118,7 @@ func (f *hecFarSide) serve(w http.ResponseWriter, r *http.Request) {
 		trouble(w, r)
 		return
 	}
-	body, err := unzipped(r)
+	body, err := plainBody(r)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -1064,13 +1064,13 @@ func BenchmarkSplunkHEC(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer opened.Close()
-			benchmarkSink(b, opened)
+			benchmarkBatches(b, opened)
 		})
 	}
 }
 
-// benchmarkSink writes and delivers batches of about 1 MB.
-func benchmarkSink(b *testing.B, s Sink) {
+// benchmarkBatches writes and delivers batches of about 1 MB.
+func benchmarkBatches(b *testing.B, s Sink) {
 	b.Helper()
 	e := event(0, trailEvent)
 	e.Format = "cloudtrail"
