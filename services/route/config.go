@@ -19,7 +19,7 @@ type Config struct {
 func Defaults() Config { return Config{} }
 
 // Rule is one rule: which events it concerns, and exactly one of drop, sample,
-// mask and set_type.
+// mask, enrich, ocsf and set_type.
 type Rule struct {
 	// Name of the rule, under which what it drops is counted. Required and unique.
 	Name string `yaml:"name"`
@@ -33,6 +33,10 @@ type Rule struct {
 	Sample *Sample `yaml:"sample"`
 	// Mask hides fields of the documents.
 	Mask *transform.Mask `yaml:"mask"`
+	// Enrich adds what is known about a value, from GeoIP databases or lookup tables.
+	Enrich *transform.Enrich `yaml:"enrich"`
+	// OCSF writes the documents of AWS formats as events of the Open Cybersecurity Schema Framework; true, or a mapping. Masks on their fields go before it.
+	OCSF *OCSF `yaml:"ocsf"`
 	// SetType gives the events another type; {type} and {source} stand for what they had.
 	SetType string `yaml:"set_type"`
 }
@@ -42,6 +46,24 @@ type Rule struct {
 type Sample struct {
 	// Keep is the share to keep. Range: 0 to 1.
 	Keep float64 `yaml:"keep"`
+}
+
+// OCSF writes documents as OCSF.
+type OCSF struct {
+	// Enabled is there so that ocsf: true can be written. It cannot be false: leave the rule out instead.
+	Enabled bool `yaml:"enabled,scalar"`
+	// RawData keeps the document as it was, as text in raw_data.
+	RawData bool `yaml:"raw_data"`
+}
+
+// SetDefaults implements [config.Defaulter].
+func (o *OCSF) SetDefaults() { o.Enabled = true }
+
+// Validate reports every problem, each with the key to change.
+func (o OCSF) Validate() error {
+	var p config.Problems
+	p.Need(o.Enabled, "enabled", "use true, or remove the rule")
+	return p.Err()
 }
 
 // Validate reports every problem, each with the key to change.
@@ -75,17 +97,23 @@ func (r Rule) Validate() error {
 		}
 	}
 	actions := 0
-	for _, set := range []bool{r.Drop, r.Sample != nil, r.Mask != nil, r.SetType != ""} {
+	for _, set := range []bool{r.Drop, r.Sample != nil, r.Mask != nil, r.Enrich != nil, r.OCSF != nil, r.SetType != ""} {
 		if set {
 			actions++
 		}
 	}
-	p.Need(actions == 1, "", "use exactly one of drop: true, sample, mask and set_type in a rule")
+	p.Need(actions == 1, "", "use exactly one of drop: true, sample, mask, enrich, ocsf and set_type in a rule")
 	if r.Sample != nil {
 		p.Need(r.Sample.Keep >= 0 && r.Sample.Keep <= 1, "sample.keep", "use a share from 0 to 1, e.g. 0.1")
 	}
 	if r.Mask != nil {
 		p.In("mask", r.Mask.Validate())
+	}
+	if r.Enrich != nil {
+		p.In("enrich", r.Enrich.Validate())
+	}
+	if r.OCSF != nil {
+		p.In("ocsf", r.OCSF.Validate())
 	}
 	if r.SetType != "" {
 		p.Need(condition.IsType(expand(r.SetType, "t", "s")), "set_type", "use dotted words of letters, digits, - and _; {type} and {source} may stand in them")

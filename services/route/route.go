@@ -5,12 +5,15 @@
 // In:     one frame of events of one type and lane, duplicates marked, at least
 // once.
 // Out:    the same frame with what the rules drop marked; nothing when no event
-// is left; one frame per type when set_type divides it. One Routed fact per
-// frame.
-// Errors: messages.bad_frame is rejected. A document that a mask does not
-// understand goes to quarantine (route.mask_failed) and is counted as dropped by
-// that rule. Expressions that cannot be evaluated are counted and pass the event.
-// State:  none. Any number of copies may run.
+// is left; one frame per type when set_type divides it, and one more for what ocsf
+// has written, whose format is "ocsf". One Routed fact per frame.
+// Errors: messages.bad_frame is rejected. A document that a rule cannot change goes to
+// quarantine as it came (route.mask_failed, route.enrich_failed, route.ocsf_failed,
+// route.too_large) and is counted as dropped by that rule. Expressions that cannot be evaluated are
+// counted and pass the event.
+// State:  the files of enrichment, in memory. Any number of copies may run.
+//
+// Rules apply in order, each to the document as the one before has left it.
 //
 // Without a rule for its type a frame is forwarded unread.
 //
@@ -26,6 +29,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
@@ -33,12 +37,19 @@ import (
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/condition"
 	"github.com/penstock/penstock/services/internal/transform"
+	"github.com/penstock/penstock/services/internal/transform/ocsf"
 	"github.com/penstock/penstock/topology"
 )
 
 var (
 	errMask = fault.Define("route.mask_failed", fault.Reject,
 		"see what is wrong with the document; mend the format's decoder or change the mask, then redrive it")
+	errEnrich = fault.Define("route.enrich_failed", fault.Reject,
+		"see what is wrong with the document; mend the format's decoder, or the types that the rule concerns, then redrive it")
+	errOCSF = fault.Define("route.ocsf_failed", fault.Reject,
+		"see what is wrong with the document; mend the format's decoder, or the types that the rule concerns, then redrive it")
+	errGrown = fault.Define("route.too_large", fault.Reject,
+		"leave out of the rule what adds so much, e.g. raw_data, or except such events by the rule's types or where; then redrive it")
 
 	framesRouted = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "penstock_route_frames_total", Help: "Frames judged: forwarded as they were, rewritten, or dropped because no event was left.",
@@ -55,6 +66,12 @@ var (
 	eventsMasked = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "penstock_route_masked_total", Help: "Events in which a field was masked, by rule.",
 	}, []string{"rule"})
+	eventsEnriched = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "penstock_route_enriched_total", Help: "Events that a rule was to enrich, by rule and result: added, unknown, absent, skipped (no public address), conflict, failed.",
+	}, []string{"rule", "result"})
+	eventsOCSF = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "penstock_route_ocsf_total", Help: "Events that a rule was to write as OCSF, by rule and result: mapped, base_event, no_mapping, failed.",
+	}, []string{"rule", "result"})
 	conditionErrors = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "penstock_route_condition_errors_total", Help: "Events for which the expression of a rule could not be evaluated.",
 	}, []string{"rule"})
@@ -67,6 +84,10 @@ const earlier = "earlier"
 // partBytes is where a rewritten frame is cut, in bytes before compression: what
 // a mask writes may be longer than what it hides.
 const partBytes = 4 << 20
+
+// mostDoc is the largest document that fits a frame of its own for certain, in bytes,
+// as it is or after compression.
+const mostDoc = messages.MaxFrame - 128<<10
 
 // Deps is what Route gets from the process.
 type Deps struct {
@@ -92,12 +113,15 @@ type rule struct {
 	types condition.Types
 	where *condition.Condition
 	// below is the share of a sample as a bound on the first 8 bytes of an id.
-	below uint64
-	all   bool // keep 1
-	mask  *transform.Masker
+	below  uint64
+	all    bool // keep 1
+	mask   *transform.Masker
+	enrich *transform.Enricher
+	ocsf   *ocsf.Mapper
 }
 
-// New compiles the rules and starts nothing. The error names every problem.
+// New compiles the rules, reads the files that they name, and starts nothing. The error
+// names every problem of the rules, or the first file that is bad.
 func New(cfg Config, deps Deps) (*Route, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -108,6 +132,7 @@ func New(cfg Config, deps Deps) (*Route, error) {
 	}
 	r.work.New = func() any { return new(work) }
 	r.builders.New = func() any { return messages.NewBuilder(messages.Header{}) }
+	files := transform.NewFiles(r.log)
 	for _, c := range cfg.Rules {
 		one := rule{Rule: c}
 		var err error
@@ -123,8 +148,15 @@ func New(cfg Config, deps Deps) (*Route, error) {
 			one.all = c.Sample.Keep >= 1
 			one.below = uint64(c.Sample.Keep * (1 << 63) * 2)
 		}
-		if c.Mask != nil {
+		switch {
+		case c.Mask != nil:
 			one.mask = transform.NewMasker(*c.Mask)
+		case c.Enrich != nil:
+			if one.enrich, err = transform.NewEnricher(*c.Enrich, files); err != nil {
+				return nil, err
+			}
+		case c.OCSF != nil:
+			one.ocsf = ocsf.NewMapper(c.OCSF.RawData)
 		}
 		r.rules = append(r.rules, one)
 	}
@@ -200,16 +232,23 @@ type work struct {
 	types  []string
 	typeOf []int
 
-	// masked holds rewritten documents, docs their places; none has length 0.
-	masked []byte
-	docs   []span
+	// changed holds rewritten documents, docs their places; none has length 0.
+	changed []byte
+	docs    []span
+	// inOCSF tells which events are OCSF now; it has no entries while none is.
+	inOCSF []bool
 
 	rewritten bool
 	// droppedBy is 1 + the rule that dropped an event, 0 for none.
 	droppedBy []int
 	errors    []int // by rule
 	hidden    []int // by rule
+	// results of enrich and ocsf, by rule.
+	results [][mostResults]int
 }
+
+// mostResults bounds the results that enrich and ocsf have.
+const mostResults = 6
 
 type span struct{ from, to int }
 
@@ -219,22 +258,27 @@ func (w *work) reset(r *Route, in *topology.In[messages.View], v *messages.View)
 	if cap(w.body) > keepScratch {
 		w.body = nil
 	}
-	if cap(w.masked) > keepScratch {
-		w.masked = nil
+	if cap(w.changed) > keepScratch {
+		w.changed = nil
 	}
+	if cap(w.results) < len(r.rules) {
+		w.results = make([][mostResults]int, len(r.rules))
+	}
+	w.results = w.results[:len(r.rules)]
+	clear(w.results)
 	n := v.Len()
 	*w = work{
 		route: r, in: in, v: v, lane: laneOf(in.Subject, v.Lane()),
 		columns: w.columns, body: w.body, types: append(w.types[:0], v.EventType()), typeOf: w.typeOf[:0],
-		masked: w.masked[:0], docs: w.docs[:0],
+		changed: w.changed[:0], docs: w.docs[:0], inOCSF: w.inOCSF[:0], results: w.results,
 		droppedBy: zeros(w.droppedBy, n), errors: zeros(w.errors, len(r.rules)), hidden: zeros(w.hidden, len(r.rules)),
 	}
 }
 
 // zeros returns n zeros in s, if they fit.
-func zeros(s []int, n int) []int {
+func zeros[T any](s []T, n int) []T {
 	if cap(s) < n {
-		return make([]int, n)
+		return make([]T, n)
 	}
 	s = s[:n]
 	clear(s)
@@ -289,7 +333,7 @@ func (w *work) event(ctx context.Context, out topology.Outbox, i int, place span
 		if !r.types.Has(e.Type) {
 			continue
 		}
-		if r.mask != nil || r.where != nil && r.where.NeedsDoc() {
+		if r.changes() || r.where != nil && r.where.NeedsDoc() {
 			if err := w.document(place, e); err != nil {
 				return err
 			}
@@ -314,10 +358,10 @@ func (w *work) event(ctx context.Context, out topology.Outbox, i int, place span
 				w.drop(i, k, messages.Sampled)
 				return nil
 			}
-		case r.mask != nil:
-			if !w.hide(i, k, e) {
+		case r.changes():
+			if kind := w.change(i, k, e); kind != nil {
 				w.drop(i, k, messages.Filtered)
-				return w.quarantine(ctx, out, i, place, r)
+				return w.quarantine(ctx, out, i, place, r, kind)
 			}
 		default:
 			e.Type = w.setType(i, expand(r.SetType, e.Type, e.Source))
@@ -346,28 +390,64 @@ func (w *work) drop(i, rule int, fate messages.Fate) {
 	w.droppedBy[i] = rule + 1
 }
 
-// hide masks the document of event i; false when it is not understood.
-func (w *work) hide(i, rule int, e *condition.Event) bool {
-	from := len(w.masked)
-	var masked, ok bool
-	w.masked, masked, ok = w.route.rules[rule].mask.Apply(w.masked, e.Doc)
-	if !ok || !masked {
-		w.masked = w.masked[:from]
-		return ok
-	}
-	if len(w.docs) == 0 {
-		if n := w.v.Len(); cap(w.docs) >= n {
-			w.docs = w.docs[:n]
-			clear(w.docs)
-		} else {
-			w.docs = make([]span, n)
+// changes tells whether a rule changes documents.
+func (r *rule) changes() bool { return r.mask != nil || r.enrich != nil || r.ocsf != nil }
+
+// change applies a rule to the document of event i. It returns the fault when the
+// document is not understood, or does not fit a frame any more.
+func (w *work) change(i, rule int, e *condition.Event) *fault.Kind {
+	r := &w.route.rules[rule]
+	from := len(w.changed)
+	var changed bool
+	var failed *fault.Kind
+	switch {
+	case r.mask != nil:
+		var ok bool
+		if w.changed, changed, ok = r.mask.Apply(w.changed, e.Doc); !ok {
+			failed = errMask
+		} else if changed {
+			w.hidden[rule]++
+		}
+	case r.enrich != nil:
+		var result transform.Outcome
+		w.changed, result = r.enrich.Apply(w.changed, e.Doc)
+		w.results[rule][result]++
+		if changed = result == transform.Added; result == transform.Failed {
+			failed = errEnrich
+		}
+	case len(w.inOCSF) > 0 && w.inOCSF[i]: // a rule before has written it
+	default:
+		in := ocsf.Event{ID: e.ID, Format: w.v.Format(), Account: e.Account, Region: e.Region, Time: e.Time, Doc: e.Doc}
+		var result ocsf.Result
+		w.changed, result = r.ocsf.Apply(w.changed, &in)
+		w.results[rule][result]++
+		switch result {
+		case ocsf.Mapped, ocsf.Base:
+			changed = true
+			if len(w.inOCSF) == 0 {
+				w.inOCSF = zeros(w.inOCSF, w.v.Len())
+			}
+			w.inOCSF[i] = true
+		case ocsf.Unmapped:
+		case ocsf.Failed:
+			failed = errOCSF
 		}
 	}
-	w.docs[i] = span{from, len(w.masked)}
-	e.Doc = w.masked[from:]
-	w.hidden[rule]++
+	if !changed || failed != nil {
+		w.changed = w.changed[:from]
+		return failed
+	}
+	if doc := w.changed[from:]; len(doc) > mostDoc && len(doc) > len(e.Doc) && len(s2.Encode(nil, doc)) > mostDoc {
+		w.changed = w.changed[:from]
+		return errGrown
+	}
+	if len(w.docs) == 0 {
+		w.docs = zeros(w.docs, w.v.Len())
+	}
+	w.docs[i] = span{from, len(w.changed)}
+	e.Doc = w.changed[from:]
 	w.rewritten = true
-	return true
+	return nil
 }
 
 // setType notes the new type of event i.
@@ -390,16 +470,20 @@ func (w *work) setType(i int, name string) string {
 	return w.types[k]
 }
 
-// quarantine keeps an event whose document a mask does not understand. The entry
-// holds it unmasked, as the streams before this one do.
-func (w *work) quarantine(ctx context.Context, out topology.Outbox, i int, place span, r *rule) error {
+// quarantine keeps an event whose document a rule does not understand. The entry
+// holds it as it came, unmasked, as the streams before this one do.
+func (w *work) quarantine(ctx context.Context, out topology.Outbox, i int, place span, r *rule, kind *fault.Kind) error {
 	origins, err := w.v.Origins()
 	if err != nil {
 		return err
 	}
+	why := "it is not valid JSON"
+	if kind == errGrown {
+		why = "what becomes of it does not fit a frame"
+	}
 	return out.Quarantine(ctx, &messages.Quarantine{
-		Stage: string(topology.Route), Source: w.v.Source(), Code: errMask.Code,
-		Reason: errMask.New(nil, "apply the mask of rule %s: the document is not valid JSON", r.Name).Error(),
+		Stage: string(topology.Route), Source: w.v.Source(), Code: kind.Code,
+		Reason: kind.New(nil, "apply rule %s to a document of %d bytes: %s", r.Name, place.to-place.from, why).Error(),
 		Origin: origins[w.columns.OriginOf[i]], Record: w.columns.Records[i], Records: 1, Offset: -1, Length: -1,
 		Payload: append([]byte(nil), w.body[place.from:place.to]...), Holds: messages.Quarantine_HOLDS_EVENT,
 		Attempts: uint32(w.in.Attempt),
@@ -407,21 +491,34 @@ func (w *work) quarantine(ctx context.Context, out topology.Outbox, i int, place
 	})
 }
 
-// rebuild publishes the live events in new frames, one per type, in the order in
-// which they stand. Message ids are the same at each attempt.
+// formatOCSF is the format of frames whose documents ocsf has written.
+const formatOCSF = "ocsf"
+
+// rebuild publishes the live events in new frames, one per type, and one per type for
+// those that are OCSF now, in the order in which they stand. Message ids are the same
+// at each attempt.
 func (w *work) rebuild(ctx context.Context, origins []*messages.Origin, out topology.Outbox) error {
 	if err := w.document(span{}, &condition.Event{}); err != nil {
 		return err
 	}
 	b := w.route.builders.Get().(*messages.Builder)
 	defer w.route.builders.Put(b)
-	for k, name := range w.types {
+	formats := []string{w.v.Format()}
+	if len(w.inOCSF) > 0 {
+		formats = append(formats, formatOCSF)
+	}
+	for n := range len(w.types) * len(formats) {
+		k, inOCSF := n/len(formats), n%len(formats) == 1
+		name, format := w.types[k], formats[n%len(formats)]
 		base := w.id()
 		if k > 0 {
 			base += "/" + name
 		}
+		if inOCSF {
+			base += "+" + format // no type has a + in it
+		}
 		part := 0
-		head := messages.Header{Source: w.v.Source(), Format: w.v.Format(), EventType: name, Replay: w.v.Replay(), Lane: w.v.Lane()}
+		head := messages.Header{Source: w.v.Source(), Format: format, EventType: name, Replay: w.v.Replay(), Lane: w.v.Lane()}
 		b.Reset(head)
 		flush := func() error {
 			if b.Len() == 0 {
@@ -429,7 +526,7 @@ func (w *work) rebuild(ctx context.Context, origins []*messages.Origin, out topo
 			}
 			id := base
 			if part > 0 {
-				id += "." + strconv.Itoa(part)
+				id += "#" + strconv.Itoa(part)
 			}
 			part++
 			m := topology.Message{Subject: topology.EventSubject(name), ID: id, Data: b.Encode(nil)}
@@ -443,8 +540,11 @@ func (w *work) rebuild(ctx context.Context, origins []*messages.Origin, out topo
 			if w.v.Fate(i) != messages.Live || len(w.typeOf) > 0 && w.typeOf[i] != k || len(w.typeOf) == 0 && k > 0 {
 				continue
 			}
+			if len(w.inOCSF) > 0 && w.inOCSF[i] != inOCSF {
+				continue
+			}
 			if len(w.docs) > 0 && w.docs[i].to > 0 {
-				doc = w.masked[w.docs[i].from:w.docs[i].to]
+				doc = w.changed[w.docs[i].from:w.docs[i].to]
 			}
 			if b.Len() > 0 && b.BodySize()+len(doc) > partBytes {
 				if err := flush(); err != nil {
@@ -545,6 +645,15 @@ func (w *work) count() {
 		}
 		if w.hidden[k] > 0 {
 			eventsMasked.WithLabelValues(name).Add(float64(w.hidden[k]))
+		}
+		for n, events := range w.results[k] {
+			switch {
+			case events == 0:
+			case w.route.rules[k].enrich != nil:
+				eventsEnriched.WithLabelValues(name, transform.Outcome(n).String()).Add(float64(events))
+			default:
+				eventsOCSF.WithLabelValues(name, ocsf.Result(n).String()).Add(float64(events))
+			}
 		}
 		if w.errors[k] > 0 {
 			conditionErrors.WithLabelValues(name).Add(float64(w.errors[k]))

@@ -8,8 +8,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -92,8 +96,8 @@ func run(t testing.TB, r *Route, in topology.In[messages.View]) (*topology.Recor
 // event is one event of an EVENTS frame.
 type event struct {
 	messages.Event
-	typ, source string
-	pull        []byte
+	typ, source, format string
+	pull                []byte
 }
 
 // live reads the live events out of published frames.
@@ -105,7 +109,7 @@ func live(t testing.TB, out *topology.Recorder) map[messages.ID]event {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m.Subject != topology.EventSubject(v.EventType()) || v.Format() != "cloudtrail" || v.Lane() != 3 {
+		if m.Subject != topology.EventSubject(v.EventType()) || v.Format() != "cloudtrail" && v.Format() != "ocsf" || v.Lane() != 3 {
 			t.Errorf("frame of type %s, format %s, lane %d on subject %s", v.EventType(), v.Format(), v.Lane(), m.Subject)
 		}
 		var c messages.Columns
@@ -132,7 +136,7 @@ func live(t testing.TB, out *topology.Recorder) map[messages.ID]event {
 			}
 			all[v.ID(i)] = event{
 				Event: messages.Event{ID: v.ID(i), Time: c.Times[i], Account: named(c.Accounts, c.AccountOf, i), Region: named(c.Regions, c.RegionOf, i), Record: c.Records[i], Doc: body[from:at]},
-				typ:   v.EventType(), source: v.Source(), pull: origins[c.OriginOf[i]].GetPull(),
+				typ:   v.EventType(), source: v.Source(), format: v.Format(), pull: origins[c.OriginOf[i]].GetPull(),
 			}
 		}
 	}
@@ -396,12 +400,148 @@ func TestGrownFrameIsCut(t *testing.T) {
 	}
 }
 
+// enrichUsers adds a team to the users 1 and 2.
+func enrichUsers(t testing.TB) *transform.Enrich {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "users.csv")
+	if err := os.WriteFile(name, []byte("user,team\nuser-1,red\nuser-2,blue\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return &transform.Enrich{Fields: []string{"userIdentity.userName"}, CheckEvery: time.Hour, Table: &transform.Table{File: name, Key: "user", MaxRows: 10, MaxSize: 1000}}
+}
+
+// Each rule sees the document as the one before has left it.
+func TestRulesCompose(t *testing.T) {
+	forget(t)
+	r := routeOf(t,
+		Rule{Name: "team", Enrich: enrichUsers(t)},
+		Rule{Name: "blue", Where: `event.doc.?penstock.?users.?team.orValue("") == "blue"`, Drop: true},
+		Rule{Name: "names", Mask: &transform.Mask{Fields: []string{"userIdentity.userName"}, Method: transform.Redact}},
+		Rule{Name: "masked", Enrich: enrichUsers(t)}, // the name is not there any more
+		Rule{Name: "ocsf", Where: `event.doc.userIdentity.userName == "[redacted]" && event.doc.n != 3`, OCSF: &OCSF{Enabled: true}},
+		Rule{Name: "again", OCSF: &OCSF{Enabled: true}},
+		Rule{Name: "type", Where: `has(event.doc.class_uid) && event.doc.class_uid == 6003`, SetType: "ocsf.{type}"})
+	out, fact := run(t, r, frameOf(t, 5, 4))
+	all := live(t, out)
+	if len(all) != 3 || dropped(fact)["blue"] != 1 {
+		t.Fatalf("%d live, dropped %v", len(all), dropped(fact))
+	}
+	for i, want := range map[int]string{
+		0: `"name":"[redacted]"`,
+		1: `"penstock":{"users":{"team":"red"}}`,
+		3: `"name":"[redacted]"`, // by the rule again
+	} {
+		if e := all[idOf(i)]; e.format != "ocsf" || e.typ != "ocsf."+frameType || !strings.Contains(string(e.Doc), want) || strings.Contains(string(e.Doc), "user-") {
+			t.Errorf("event %d of type %s and format %s is %s", i, e.typ, e.format, e.Doc)
+		}
+	}
+	for counter, want := range map[prometheus.Counter]float64{
+		eventsEnriched.WithLabelValues("team", "added"): 2, eventsEnriched.WithLabelValues("team", "unknown"): 2,
+		eventsEnriched.WithLabelValues("masked", "unknown"): 3, eventsMasked.WithLabelValues("names"): 3,
+		eventsOCSF.WithLabelValues("ocsf", "mapped"): 2, eventsOCSF.WithLabelValues("again", "mapped"): 1,
+	} {
+		if got := value(t, counter); got != want {
+			t.Errorf("%v: %v, want %v", counter.Desc(), got, want)
+		}
+	}
+}
+
+// Events of one type part by whether they are OCSF, and each message has an id of its
+// own.
+func TestOCSFHasAFrameOfItsOwn(t *testing.T) {
+	r := routeOf(t,
+		Rule{Name: "o", Where: `event.doc.n < 4`, OCSF: &OCSF{Enabled: true}},
+		Rule{Name: "t", Where: `event.id.size() > 0 && event.account == "222222222222"`, SetType: "ocsf"})
+	out, _ := run(t, r, frameOf(t, 8))
+	var ids []string
+	for _, m := range out.Messages() {
+		v, err := messages.DecodeFrame(m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, fmt.Sprint(m.ID, " ", v.Format(), " ", v.Len()))
+	}
+	if got, want := strings.Join(ids, ", "), "u3/77 cloudtrail 2, u3/77+ocsf ocsf 2, u3/77/ocsf cloudtrail 2, u3/77/ocsf+ocsf ocsf 2"; got != want {
+		t.Errorf("published %s\nwant      %s", got, want)
+	}
+	if len(live(t, out)) != 8 {
+		t.Error("events were lost")
+	}
+}
+
+// A document that a rule does not understand goes to quarantine as it came, and what
+// was masked before does not leave by another way.
+func TestFailureOfAChangeIsQuarantined(t *testing.T) {
+	for _, tt := range []struct {
+		code string
+		rule Rule
+		doc  string
+	}{
+		{"route.enrich_failed", Rule{Name: "c", Enrich: enrichUsers(t)}, `{"b":1,"secret":"x"`},
+		{"route.ocsf_failed", Rule{Name: "c", OCSF: &OCSF{Enabled: true}}, `{"b":1,"secret":"x"`},
+		{"route.ocsf_failed", Rule{Name: "c", OCSF: &OCSF{Enabled: true}}, `["secret"]`},
+		{"route.too_large", Rule{Name: "c", OCSF: &OCSF{Enabled: true, RawData: true}}, `{"b":"` + noise(7<<20) + `"}`},
+	} {
+		b := messages.NewBuilder(messages.Header{Source: "trail", Format: "cloudtrail", EventType: frameType, Lane: 3})
+		origin := b.Origin(&messages.Origin{Pull: pullOf(0), Source: "trail", Key: "k"})
+		b.Add(messages.Event{ID: idOf(0), Origin: origin, Doc: []byte(tt.doc)})
+		b.Add(messages.Event{ID: idOf(1), Origin: origin, Doc: []byte(`{"b":2,"a":"x"}`)})
+		data := b.Encode(nil)
+		v, err := messages.DecodeFrame(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, fact := run(t, routeOf(t, tt.rule), topology.In[messages.View]{Value: v, Data: data, Subject: topology.UniqueSubject(3), Sequence: 1, Attempt: 1})
+		if all := live(t, out); len(all) != 1 || dropped(fact)["c"] != 1 || len(out.Quarantined()) != 1 {
+			t.Fatalf("%s: %d live, dropped %v, %d in quarantine", tt.code, len(all), dropped(fact), len(out.Quarantined()))
+		}
+		if q := out.Quarantined()[0]; q.GetCode() != tt.code || string(q.GetPayload()) != tt.doc || strings.Contains(q.GetReason(), "secret") {
+			t.Errorf("entry %.300v", q)
+		}
+	}
+}
+
+// noise is text that does not compress.
+func noise(n int) string {
+	b := make([]byte, n/2)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(b) // it never fails
+	return hex.EncodeToString(b)
+}
+
+func TestOCSFWithoutATable(t *testing.T) {
+	forget(t)
+	in := frameOf(t, 3)
+	b := messages.NewBuilder(messages.Header{Source: "trail", Format: "json", EventType: "a.b", Lane: 3})
+	b.Add(messages.Event{ID: idOf(0), Origin: b.Origin(&messages.Origin{Pull: pullOf(0)}), Doc: []byte(`{"a":1}`)})
+	in.Data = b.Encode(nil)
+	var err error
+	if in.Value, err = messages.DecodeFrame(in.Data); err != nil {
+		t.Fatal(err)
+	}
+	out, _ := run(t, routeOf(t, Rule{Name: "o", OCSF: &OCSF{Enabled: true}}), in)
+	if m := out.Messages(); len(m) != 1 || m[0].ID != "u3/77" || !bytes.Equal(m[0].Data, in.Value.Encoded()) {
+		t.Errorf("it did not pass as it was: %d messages", len(out.Messages()))
+	}
+	if n := value(t, eventsOCSF.WithLabelValues("o", "no_mapping")); n != 1 {
+		t.Errorf("counted %v", n)
+	}
+}
+
+func TestFilesThatAreBadStopTheStart(t *testing.T) {
+	e := enrichUsers(t)
+	e.Table.Key = "absent"
+	if _, err := New(Config{Rules: []Rule{{Name: "e", Enrich: e}}}, Deps{}); fault.CodeOf(err) != "enrich.unreadable" || fault.ClassOf(err) != fault.Stop {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A frame that comes again gives the same messages and the same fact.
 func TestRepeats(t *testing.T) {
 	r := routeOf(t,
 		Rule{Name: "s", Where: `event.doc.n % 3 == 0`, SetType: "my.type"},
 		Rule{Name: "m", Mask: &transform.Mask{Fields: []string{"n"}, Method: transform.Hash, Key: config.NewSecret(testKey)}},
-		Rule{Name: "d", Sample: &Sample{Keep: 0.5}})
+		Rule{Name: "d", Sample: &Sample{Keep: 0.5}},
+		Rule{Name: "o", Where: `event.doc.readOnly`, OCSF: &OCSF{Enabled: true}})
 	a, factA := run(t, r, frameOf(t, 30, 2))
 	_, _ = run(t, r, frameOf(t, 300)) // something else in between
 	b, factB := run(t, r, frameOf(t, 30, 2))
@@ -466,6 +606,8 @@ func TestConfig(t *testing.T) {
 		{"short key", "routes[0].mask.key: ", []Rule{{Name: "a", Mask: &transform.Mask{Method: transform.Hash, Fields: []string{"a"}, Key: config.NewSecret("short")}}}},
 		{"key without use", "routes[0].mask.key: ", []Rule{{Name: "a", Mask: &transform.Mask{Method: transform.Redact, Fields: []string{"a"}, Key: config.NewSecret(testKey)}}}},
 		{"unknown method", "routes[0].mask.method: ", []Rule{{Name: "a", Mask: &transform.Mask{Method: "x", Fields: []string{"a"}}}}},
+		{"enrich nothing", "routes[0].enrich.fields: ", []Rule{{Name: "a", Enrich: &transform.Enrich{}}}},
+		{"not ocsf", "routes[0].ocsf.enabled: ", []Rule{{Name: "a", OCSF: &OCSF{}}}},
 		{"bad type", "routes[0].set_type: ", []Rule{{Name: "a", SetType: "a.*"}}},
 		{"bad placeholder", "routes[0].set_type: ", []Rule{{Name: "a", SetType: "a.{account}"}}},
 	}
@@ -480,17 +622,23 @@ func TestConfig(t *testing.T) {
 
 func TestConfigFromFile(t *testing.T) {
 	cfg := Defaults()
-	err := config.Parse("test.yaml", []byte(`
+	users := enrichUsers(t).Table.File
+	err := config.Parse("test.yaml", []byte(strings.ReplaceAll(`
 routes:
   - {name: a, types: [cloud.>], where: 'event.doc.readOnly', drop: true}
   - {name: b, sample: {keep: 0.25}}
   - {name: c, mask: {fields: [userIdentity.userName], key: "${KEY}"}}
   - {name: d, set_type: "my.{type}"}
-`), &cfg, func(string) (string, bool) { return testKey, true })
+  - {name: e, ocsf: true}
+  - {name: f, ocsf: {raw_data: true}}
+  - {name: g, enrich: {fields: [a.b], table: {file: FILE, key: user, fold_case: true}}}
+  - {name: h, mask: {fields: [a], method: remove}}
+`, "FILE", users)), &cfg, func(string) (string, bool) { return testKey, true })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(cfg.Rules) != 4 || cfg.Rules[1].Sample.Keep != 0.25 || cfg.Rules[2].Mask.Method != transform.Hash || cfg.Rules[2].Mask.Key.Reveal() != testKey {
+	if len(cfg.Rules) != 8 || !cfg.Rules[4].OCSF.Enabled || cfg.Rules[4].OCSF.RawData || !cfg.Rules[5].OCSF.Enabled || !cfg.Rules[5].OCSF.RawData ||
+		cfg.Rules[6].Enrich.CheckEvery != 30*time.Second || cfg.Rules[6].Enrich.Table.MaxRows != 1_000_000 || cfg.Rules[7].Mask.Method != transform.Remove || cfg.Rules[1].Sample.Keep != 0.25 || cfg.Rules[2].Mask.Method != transform.Hash || cfg.Rules[2].Mask.Key.Reveal() != testKey {
 		t.Errorf("rules %+v", cfg.Rules)
 	}
 	if _, err := New(cfg, Deps{}); err != nil {
@@ -504,6 +652,8 @@ func forget(t testing.TB) {
 	conditionErrors.Reset()
 	eventsMasked.Reset()
 	eventsDropped.Reset()
+	eventsEnriched.Reset()
+	eventsOCSF.Reset()
 }
 
 func value(t testing.TB, c prometheus.Counter) float64 {
@@ -525,6 +675,8 @@ func BenchmarkHandle(b *testing.B) {
 		{"columns", []Rule{{Name: "x", Where: `event.region == "nowhere"`, Drop: true}}, 990},
 		{"document", []Rule{{Name: "x", Where: `event.doc.eventName == "Nothing"`, Drop: true}}, 990},
 		{"mask", []Rule{{Name: "x", Mask: &transform.Mask{Fields: []string{"userIdentity.userName", "sourceIPAddress"}, Method: transform.Hash, Key: config.NewSecret(testKey)}}}, 990},
+		{"enrich", []Rule{{Name: "x", Enrich: enrichUsers(b)}}, 990},
+		{"ocsf", []Rule{{Name: "x", OCSF: &OCSF{Enabled: true}}}, 990},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
 			r := routeOf(b, bm.rules...)

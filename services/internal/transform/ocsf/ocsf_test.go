@@ -203,7 +203,7 @@ func TestRefuses(t *testing.T) {
 // Every value of a sample is somewhere in what becomes of it, but for those that have
 // another form there.
 func TestNothingIsLost(t *testing.T) {
-	changed := regexp.MustCompile(`^(action|createdAt|CreatedAt|updatedAt|UpdatedAt|eventFirstSeen|eventLastSeen|creationDate|start|end|timestamp|MFAUsed|flow-direction|firewall_rule_action|rcode|account-id|request|request_uri|httpVersion|client:port|target:port|backend:port|x-forwarded-for)$`)
+	changed := regexp.MustCompile(`^(action|createdAt|CreatedAt|updatedAt|UpdatedAt|eventFirstSeen|eventLastSeen|creationDate|start|end|timestamp|MFAUsed|flow-direction|firewall_rule_action|rcode|account-id|request|request_uri|httpVersion|client:port|target:port|backend:port|x-forwarded-for|dstport)$`)
 	m := NewMapper(false)
 	for _, format := range Formats() {
 		for name, events := range samples(t, format) {
