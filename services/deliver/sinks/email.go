@@ -397,8 +397,8 @@ func (s *emailSink) Append(dst []byte, e *Event) []byte {
 	for _, text := range []string{e.Type, e.Source, e.Account, e.Region} {
 		dst = appendSized(dst, func(dst []byte) []byte { return appendClean(dst, text, mostName) })
 	}
-	dst = appendSized(dst, func(dst []byte) []byte { return appendField(dst, e.Doc, s.who, mostWho) })
-	return appendSized(dst, func(dst []byte) []byte { return appendField(dst, e.Doc, s.details, mostDetails) })
+	dst = appendSized(dst, func(dst []byte) []byte { return appendValueAt(dst, e.Doc, s.who, mostWho) })
+	return appendSized(dst, func(dst []byte) []byte { return appendValueAt(dst, e.Doc, s.details, mostDetails) })
 }
 
 // appendSized puts the length of what text appends before it, in two bytes: texts are
@@ -589,7 +589,7 @@ func appendClean(dst []byte, text string, most int) []byte {
 	for len(text) > 0 {
 		r, size := utf8.DecodeRuneInString(text)
 		text = text[size:]
-		if !printable(r) {
+		if !showable(r) {
 			r = ' '
 		}
 		if r == ' ' && (len(dst) == start || dst[len(dst)-1] == ' ') {

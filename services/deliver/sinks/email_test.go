@@ -665,7 +665,7 @@ func inBubble(t *testing.T, change func(*EmailConfig), test func(t *testing.T, o
 }
 
 // later delivers beside the test. The channel has the result.
-func later(t *testing.T, s Sink, b Batch) chan Result {
+func deliverLater(t *testing.T, s Sink, b Batch) chan Result {
 	t.Helper()
 	out := make(chan Result, 1)
 	go func() { out <- s.Deliver(t.Context(), b) }()
@@ -689,10 +689,10 @@ func TestEmailDigest(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
 		var outs []chan Result
 		for i := range 100 {
-			outs = append(outs, later(t, s, mailed(s, "a.b", "one", i, said(fmt.Sprint("burst ", i)))))
+			outs = append(outs, deliverLater(t, s, mailed(s, "a.b", "one", i, said(fmt.Sprint("burst ", i)))))
 			time.Sleep(100 * time.Millisecond)
 		}
-		other := later(t, s, mailed(s, "a.b", "two", 100, said("x")))
+		other := deliverLater(t, s, mailed(s, "a.b", "two", 100, said("x")))
 		time.Sleep(19 * time.Second)
 		if n := len(o.taken()); n != 0 || answered(t, outs[0]) {
 			t.Errorf("%d mails before group_wait", n)
@@ -711,7 +711,7 @@ func TestEmailDigest(t *testing.T) {
 			t.Errorf("%v %s", header, text)
 		}
 		<-other
-		next := later(t, s, mailed(s, "a.b", "one", 200, said("next")))
+		next := deliverLater(t, s, mailed(s, "a.b", "one", 200, said("next")))
 		time.Sleep(4 * time.Minute)
 		if answered(t, next) {
 			t.Error("mailed within group_interval")
@@ -735,11 +735,11 @@ func TestEmailDigest(t *testing.T) {
 // counts it.
 func TestEmailRepeats(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
-		<-later(t, s, mailed(s, "a.b", "one", 0, said("down"), said("down")))
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 0, said("down"), said("down")))
 		first := time.Now()
 		for i := range 46 {
 			time.Sleep(5 * time.Minute)
-			if out := later(t, s, mailed(s, "a.b", "one", 10+i, said("down"))); !answered(t, out) || (<-out).Verdict != Done {
+			if out := deliverLater(t, s, mailed(s, "a.b", "one", 10+i, said("down"))); !answered(t, out) || (<-out).Verdict != Done {
 				t.Fatal("a repeat is held")
 			}
 		}
@@ -757,8 +757,8 @@ func TestEmailRepeats(t *testing.T) {
 			t.Errorf("%s", text)
 		}
 		// Something else brings the counts along.
-		<-later(t, s, mailed(s, "a.b", "one", 70, said("down")))
-		<-later(t, s, mailed(s, "a.b", "one", 71, said("up")))
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 70, said("down")))
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 71, said("up")))
 		if header, text = read(t, o.taken()[2].raw); subject(t, header) != "penstock: 2 selected events from one" || !strings.Contains(text, "    up\n\nAgain, as") {
 			t.Errorf("%s", text)
 		}
@@ -769,11 +769,11 @@ func TestEmailRepeats(t *testing.T) {
 func TestEmailCap(t *testing.T) {
 	inBubble(t, func(c *EmailConfig) { c.MaxPerHour, c.GroupWait, c.GroupInterval = 3, time.Second, 0 }, func(t *testing.T, o *postOffice, s *emailSink) {
 		for i := range 3 {
-			<-later(t, s, mailed(s, "a.b", "one", i, said(fmt.Sprint(i))))
+			<-deliverLater(t, s, mailed(s, "a.b", "one", i, said(fmt.Sprint(i))))
 		}
 		var outs []chan Result
 		for i := range 20 {
-			outs = append(outs, later(t, s, mailed(s, "a.b", fmt.Sprint("source", i), 10+i, said("x"), said("y"))))
+			outs = append(outs, deliverLater(t, s, mailed(s, "a.b", fmt.Sprint("source", i), 10+i, said("x"), said("y"))))
 		}
 		s.Hurry()
 		time.Sleep(59 * time.Minute)
@@ -799,17 +799,17 @@ func TestEmailCap(t *testing.T) {
 // Hurry sends what is held, and what is just on its way.
 func TestEmailHurry(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
-		out := later(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		out := deliverLater(t, s, mailed(s, "a.b", "one", 0, said("x")))
 		s.Hurry()
 		if !answered(t, out) {
 			t.Error("still held")
 		}
 		time.Sleep(500 * time.Millisecond)
-		if out := later(t, s, mailed(s, "a.b", "one", 1, said("y"))); !answered(t, out) {
+		if out := deliverLater(t, s, mailed(s, "a.b", "one", 1, said("y"))); !answered(t, out) {
 			t.Error("what was on its way is held")
 		}
 		time.Sleep(time.Second)
-		if out := later(t, s, mailed(s, "a.b", "one", 2, said("z"))); answered(t, out) {
+		if out := deliverLater(t, s, mailed(s, "a.b", "one", 2, said("z"))); answered(t, out) {
 			t.Error("hurries for ever")
 		}
 	})
@@ -821,13 +821,13 @@ func TestEmailHurry(t *testing.T) {
 func TestEmailOutage(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
 		heal := o.set(func() { o.from = reply(421, smtp.EnhancedCode{4, 3, 2}, "going down") })
-		held := later(t, s, mailed(s, "a.b", "one", 0, said("x")))
-		other := later(t, s, mailed(s, "a.b", "two", 1, said("y")))
+		held := deliverLater(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		other := deliverLater(t, s, mailed(s, "a.b", "two", 1, said("y")))
 		time.Sleep(time.Minute)
 		if answered(t, held) {
 			t.Error("given up")
 		}
-		out := later(t, s, mailed(s, "a.b", "one", 2, said("z")))
+		out := deliverLater(t, s, mailed(s, "a.b", "one", 2, said("z")))
 		if res := <-out; res.Verdict != Retry || fault.CodeOf(res.Err) != "deliver.email_busy" {
 			t.Errorf("got %+v", res)
 		}
@@ -845,7 +845,7 @@ func TestEmailOutage(t *testing.T) {
 
 		o.set(func() { o.data = reply(451, smtp.EnhancedCode{4, 3, 0}, "no") })
 		time.Sleep(time.Hour)
-		held, other = later(t, s, mailed(s, "a.b", "one", 3, said("v"))), later(t, s, mailed(s, "a.b", "two", 4, said("w")))
+		held, other = deliverLater(t, s, mailed(s, "a.b", "one", 3, said("v"))), deliverLater(t, s, mailed(s, "a.b", "two", 4, said("w")))
 		time.Sleep(6 * time.Minute)
 		for _, out := range []chan Result{held, other} {
 			if res := <-out; res.Verdict != Retry || res.Err == nil {
@@ -864,7 +864,7 @@ func TestEmailGreylisted(t *testing.T) {
 		heal := o.set(func() {
 			o.rcpt = map[string]error{"ann@example.org": reply(450, smtp.EnhancedCode{4, 2, 0}, "greylisted")}
 		})
-		out := later(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		out := deliverLater(t, s, mailed(s, "a.b", "one", 0, said("x")))
 		time.Sleep(45 * time.Second)
 		if n := len(o.taken()); n != 1 || answered(t, out) {
 			t.Errorf("%d mails", n)
@@ -890,7 +890,7 @@ func TestEmailAbandoned(t *testing.T) {
 			gone <- s.Deliver(ctx, mailed(s, "a.b", "one", 0, said("both"), said("gone"), said("uncounted"), said("both")))
 		}()
 		synctest.Wait()
-		stays := later(t, s, mailed(s, "a.b", "one", 10, said("both"), said("stays")))
+		stays := deliverLater(t, s, mailed(s, "a.b", "one", 10, said("both"), said("stays")))
 		cancel()
 		if res := <-gone; res.Verdict != Retry || !errors.Is(res.Err, context.Canceled) {
 			t.Errorf("got %+v", res)
@@ -914,15 +914,15 @@ func TestEmailAbandoned(t *testing.T) {
 		if n := len(o.taken()); n != 1 {
 			t.Errorf("%d mails", n)
 		}
-		<-later(t, s, mailed(s, "a.b", "one", 20, said("gone")))
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 20, said("gone")))
 	})
 }
 
 // What is not selected is confirmed at once, while other events are held.
 func TestEmailOthers(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
-		held := later(t, s, mailed(s, "a.b", "one", 0, said("x")))
-		out := later(t, s, mailed(s, "a.c", "one", 1, said("x"), said("y")))
+		held := deliverLater(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		out := deliverLater(t, s, mailed(s, "a.c", "one", 1, said("x"), said("y")))
 		if !answered(t, out) || (<-out).Verdict != Done || answered(t, held) {
 			t.Error("held")
 		}
@@ -943,7 +943,7 @@ func TestEmailBounds(t *testing.T) {
 			e.Account = fmt.Sprint(i)
 			events = append(events, e)
 		}
-		if res := <-later(t, s, batchOfEvents(s, events...)); res.Verdict != Done {
+		if res := <-deliverLater(t, s, batchOfEvents(s, events...)); res.Verdict != Done {
 			t.Errorf("got %+v", res)
 		}
 		if n := len(o.taken()); n != mostGroups+1 || len(s.groups) > mostGroups+1 {
@@ -1048,7 +1048,7 @@ func FuzzEmail(f *testing.F) {
 		}
 		lines := strings.Split(text, "\n")
 		for _, line := range lines {
-			if n := len([]rune(line)); n > 500 || strings.ContainsFunc(line, func(r rune) bool { return !printable(r) }) {
+			if n := len([]rune(line)); n > 500 || strings.ContainsFunc(line, func(r rune) bool { return !showable(r) }) {
 				t.Fatalf("line of %d: %q", n, line)
 			}
 		}

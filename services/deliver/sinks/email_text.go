@@ -139,13 +139,13 @@ func appendTime(out []byte, ns int64) []byte {
 	return time.Unix(0, ns).UTC().AppendFormat(out, mailTime)
 }
 
-// printable tells what a mail may show as it is. Marks that turn the direction of
+// showable tells what a mail may show as it is. Marks that turn the direction of
 // text, among others, are not.
-func printable(r rune) bool { return unicode.IsPrint(r) }
+func showable(r rune) bool { return unicode.IsPrint(r) }
 
-// appendField appends the first of the values at paths in doc that says something,
+// appendValueAt appends the first of the values at paths in doc that says something,
 // clean and cut.
-func appendField(dst, doc []byte, paths [][]string, most int) []byte {
+func appendValueAt(dst, doc []byte, paths [][]string, most int) []byte {
 	for _, path := range paths {
 		v := valueAt(document.Trim(doc), path)
 		switch document.KindOf(v) {

@@ -107,7 +107,7 @@ func (w *pullWriter) row(e *Event) (full bool, err error) {
 	}
 	*w.buf = b
 	w.rows++
-	if w.stream && len(b) >= chunk {
+	if w.stream && len(b) >= pullChunk {
 		if !w.x.begun {
 			w.x.begin(-1)
 		}
@@ -124,11 +124,11 @@ func (w *pullWriter) finish() {
 	}
 }
 
-// flush writes what was collected, within the time for each chunk.
+// flush writes what was collected, within the time for each pullChunk.
 func (w *pullWriter) flush() error {
 	control := http.NewResponseController(w.x.w)
 	for b := *w.buf; len(b) > 0; {
-		n := min(len(b), chunk)
+		n := min(len(b), pullChunk)
 		if err := control.SetWriteDeadline(time.Now().Add(w.x.s.cfg.Timeouts.Stall)); err != nil {
 			return err
 		}

@@ -64,8 +64,8 @@ const (
 	// holdExpiry after how long without that others may take its position.
 	holdRenew  = 3 * time.Second
 	holdExpiry = 4 * holdRenew
-	// chunk is what is written at once, in bytes.
-	chunk = 64 << 10
+	// pullChunk is what is written at once, in bytes.
+	pullChunk = 64 << 10
 	// busyAfter is when a consumer is asked to come again.
 	busyAfter = 5 * time.Second
 	// holdGrace is how long a request waits for a position that is held: who comes again
