@@ -287,8 +287,8 @@ func (p *puller) add(name string, streams ...string) string {
 	return key
 }
 
-// reply is an answer.
-type reply struct {
+// pullReply is an answer.
+type pullReply struct {
 	status       int
 	header       http.Header
 	trailer      http.Header
@@ -296,14 +296,14 @@ type reply struct {
 	cursor, more string
 }
 
-func (r reply) code() string {
+func (r pullReply) code() string {
 	var e pullError
 	_ = json.Unmarshal([]byte(r.body), &e)
 	return e.Error.Code
 }
 
 // rows returns the n of each row.
-func (r reply) rows(t testing.TB) (all []int) {
+func (r pullReply) rows(t testing.TB) (all []int) {
 	t.Helper()
 	for line := range strings.Lines(r.body) {
 		var row struct {
@@ -318,10 +318,10 @@ func (r reply) rows(t testing.TB) (all []int) {
 	return all
 }
 
-func (p *puller) ask(method, path, key string, change func(*http.Request)) (reply, error) {
+func (p *puller) ask(method, path, key string, change func(*http.Request)) (pullReply, error) {
 	r, err := http.NewRequestWithContext(p.t.Context(), method, p.url+path, http.NoBody)
 	if err != nil {
-		return reply{}, err
+		return pullReply{}, err
 	}
 	if key != "" {
 		r.Header.Set("Authorization", "Bearer "+key)
@@ -331,15 +331,15 @@ func (p *puller) ask(method, path, key string, change func(*http.Request)) (repl
 	}
 	a, err := p.client.Do(r)
 	if err != nil {
-		return reply{}, err
+		return pullReply{}, err
 	}
 	defer func() { _ = a.Body.Close() }()
 	body, err := io.ReadAll(a.Body)
-	out := reply{a.StatusCode, a.Header, a.Trailer, string(body), a.Header.Get("Penstock-Cursor"), a.Header.Get("Penstock-More")}
+	out := pullReply{a.StatusCode, a.Header, a.Trailer, string(body), a.Header.Get("Penstock-Cursor"), a.Header.Get("Penstock-More")}
 	return out, err
 }
 
-func (p *puller) get(path string) reply {
+func (p *puller) get(path string) pullReply {
 	p.t.Helper()
 	a, err := p.ask(http.MethodGet, path, p.key, nil)
 	if err != nil {
@@ -349,7 +349,7 @@ func (p *puller) get(path string) reply {
 }
 
 // want gets a path and compares status and rows.
-func (p *puller) want(path string, status int, rows ...int) reply {
+func (p *puller) want(path string, status int, rows ...int) pullReply {
 	p.t.Helper()
 	a := p.get(path)
 	if a.status != status || status == 200 && !slices.Equal(a.rows(p.t), rows) {
@@ -518,7 +518,7 @@ func TestPullRewind(t *testing.T) {
 func TestPullCompatible(t *testing.T) {
 	p := startPull(t, newMemoryLog(), newMemoryRegister(), func(c *WebhookPullConfig) { c.Limits.Rows, c.Limits.MaxRows = 2, 3 })
 	key := p.add("old")
-	numbers := func(a reply) (all []int) {
+	numbers := func(a pullReply) (all []int) {
 		t.Helper()
 		var rows []struct{ N int }
 		if err := json.Unmarshal([]byte(a.body), &rows); err != nil || a.status != 200 || a.header.Get("Content-Type") != "application/json" {
@@ -634,7 +634,7 @@ func TestPullKeys(t *testing.T) {
 func TestPullWait(t *testing.T) {
 	p := startPull(t, newMemoryLog(), newMemoryRegister(), nil)
 	p.key = p.add("one")
-	answers := make(chan reply, 1)
+	answers := make(chan pullReply, 1)
 	wait := func() {
 		go func() {
 			a, err := p.ask(http.MethodGet, "/v1/streams/web?wait=50", p.key, nil)
