@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -34,6 +35,10 @@ type Object struct {
 	// KMSKey is the ARN of the key it is encrypted with: who reads it needs
 	// kms:Decrypt. Empty: none.
 	KMSKey string
+	// Encryption, BucketKey, StorageClass and ACL are what a put asked for. All may be
+	// empty.
+	Encryption, StorageClass, ACL string
+	BucketKey                     bool
 	// Modified is when it was put. Zero: now. For objects from before the test.
 	Modified time.Time
 	// Quiet sends no notice of this put.
@@ -71,6 +76,7 @@ type bucket struct {
 	keys      []string
 	sorted    bool // keys are in order
 	rules     []*rule
+	uploads   map[string]*upload // by id, of uploads that are under way
 }
 
 // version is one content of a key. It does not change once stored.
@@ -84,6 +90,7 @@ type version struct {
 	modified time.Time
 	sequence string // of the event of its put
 	marker   bool   // a delete marker
+	parts    int    // of which it was uploaded, 0 for one put whole
 }
 
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
@@ -100,7 +107,9 @@ func (s *store) create(name string, o BucketOptions) *apiError {
 	if s.buckets[name] != nil {
 		return &apiError{status: http.StatusConflict, code: "BucketAlreadyOwnedByYou", message: "Your previous request to create the named bucket succeeded and you already own it."}
 	}
-	s.buckets[name] = &bucket{name: name, created: time.Now(), versioned: o.Versioned, objects: map[string][]*version{}}
+	s.buckets[name] = &bucket{
+		name: name, created: time.Now(), versioned: o.Versioned, objects: map[string][]*version{}, uploads: map[string]*upload{},
+	}
 	return nil
 }
 
@@ -178,6 +187,14 @@ func (s *store) add(b *bucket, v *version) Stored {
 	v.sequence = s.sequencer()
 	b.objects[v.key] = append(before, v)
 	return v.stored()
+}
+
+// how the version came to be, as notices say it.
+func (v *version) how() string {
+	if v.parts > 0 {
+		return "ObjectCreated:CompleteMultipartUpload"
+	}
+	return "ObjectCreated:Put"
 }
 
 func (v *version) stored() Stored {
@@ -301,7 +318,7 @@ func (s *store) put(name string, v *version, check func(latest *version) *apiErr
 	stored := s.add(b, v)
 	if !v.Quiet {
 		s.announce(b, Event{
-			Name: "ObjectCreated:Put", Bucket: name, Key: v.key, Size: v.size, ETag: v.etag, VersionID: v.id,
+			Name: v.how(), Bucket: name, Key: v.key, Size: v.size, ETag: v.etag, VersionID: v.id,
 			Sequencer: stored.Sequencer, Region: s.cloud.opts.Region, Time: time.Now(),
 		})
 	}
@@ -361,4 +378,52 @@ func (c *Cloud) Objects(bucket string) int {
 		}
 	}
 	return n
+}
+
+// Keys returns the keys of a bucket, in order.
+func (c *Cloud) Keys(bucket string) []string {
+	c.s3.mu.RLock()
+	defer c.s3.mu.RUnlock()
+	var keys []string
+	if b := c.s3.buckets[bucket]; b != nil {
+		for key := range b.objects {
+			if !b.latest(key).marker {
+				keys = append(keys, key)
+			}
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// Get returns the latest version of a key, false when the key is not there.
+func (c *Cloud) Get(bucket, key string) (Object, bool) {
+	c.s3.mu.RLock()
+	defer c.s3.mu.RUnlock()
+	if b := c.s3.buckets[bucket]; b != nil {
+		if v := b.latest(key); v != nil && !v.marker {
+			return v.Object, true
+		}
+	}
+	return Object{}, false
+}
+
+// Uploads returns the ids of the multipart uploads to a bucket that are neither
+// completed nor aborted.
+func (c *Cloud) Uploads(bucket string) []string {
+	c.s3.mu.RLock()
+	defer c.s3.mu.RUnlock()
+	if b := c.s3.buckets[bucket]; b != nil {
+		return slices.Sorted(maps.Keys(b.uploads))
+	}
+	return nil
+}
+
+// AbortUploads aborts all multipart uploads to a bucket, as a lifecycle rule does.
+func (c *Cloud) AbortUploads(bucket string) {
+	c.s3.mu.Lock()
+	defer c.s3.mu.Unlock()
+	if b := c.s3.buckets[bucket]; b != nil {
+		clear(b.uploads)
+	}
 }

@@ -24,7 +24,7 @@ type Fault struct {
 	Code   string
 	// Message of the error answer. Empty: "injected fault".
 	Message string
-	// RetryAfter is the header of that name beside an error answer. Not for S3 and SQS.
+	// RetryAfter is the header of that name beside an error answer.
 	RetryAfter string
 	// Delay holds the request before anything else happens to it.
 	Delay time.Duration
@@ -43,6 +43,9 @@ type Fault struct {
 	// "InternalError" when Code is empty; the rest are carried out. Then Status
 	// is not used.
 	FailEntries int
+	// Refuse has entries of a SendMessageBatch refused, as the sender's fault, with the
+	// code that it returns for their body; empty lets one pass.
+	Refuse func(body string) (code string)
 	// Duplicate has each message of a ReceiveMessage answer arrive once more,
 	// with the same MessageId, even when it is deleted. Standard queues only.
 	Duplicate bool
@@ -92,6 +95,12 @@ func (c *Cloud) suffer(ctx context.Context, op, name, key string) (Fault, *apiEr
 	return f, e, false
 }
 
+func (f Fault) retryAfter(w http.ResponseWriter) {
+	if f.RetryAfter != "" {
+		w.Header().Set("Retry-After", f.RetryAfter)
+	}
+}
+
 // injected fills in what a fault left out.
 func injected(status int, code string) *apiError {
 	if status == 0 {
@@ -118,7 +127,7 @@ func statusOf(code string) int {
 		return http.StatusServiceUnavailable
 	case "AccessDenied", "RequestThrottled", "OverLimit":
 		return http.StatusForbidden
-	case "NoSuchKey", "NoSuchBucket", "ReceiptHandleIsInvalid":
+	case "NoSuchKey", "NoSuchBucket", "NoSuchUpload", "ReceiptHandleIsInvalid":
 		return http.StatusNotFound
 	case "ThrottlingException", "Throttling", "RequestLimitExceeded", "TooManyRequestsException", "LimitExceededException",
 		"ExpiredTokenException", "AccessDeniedException", "InvalidNextTokenException", "QueueDoesNotExist":

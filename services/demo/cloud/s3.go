@@ -32,6 +32,7 @@ func (c *Cloud) serveS3(w http.ResponseWriter, r *http.Request) {
 		if e == nil {
 			panic(http.ErrAbortHandler)
 		}
+		f.retryAfter(w)
 		writeS3Error(w, r, e)
 		return
 	}
@@ -61,6 +62,10 @@ func (c *Cloud) mayS3(r *http.Request, op, name, key string) *apiError {
 		action = "s3:ListBucket"
 	case "ListBuckets":
 		action, resource = "s3:ListAllMyBuckets", "*"
+	case "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload":
+		action, resource = "s3:PutObject", bucket+"/"+key
+	case "AbortMultipartUpload":
+		resource = bucket + "/" + key
 	case "GetObject", "HeadObject", "PutObject", "DeleteObject":
 		action, resource = "s3:"+strings.Replace(op, "Head", "Get", 1), bucket+"/"+key
 		if r.URL.Query().Get("versionId") != "" {
@@ -68,6 +73,9 @@ func (c *Cloud) mayS3(r *http.Request, op, name, key string) *apiError {
 		}
 	}
 	if e := c.authorize(who, action, resource, "s3:prefix", r.URL.Query().Get("prefix")); e != nil || key == "" {
+		return e
+	}
+	if e := c.mayEncrypt(r, who, op); e != nil {
 		return e
 	}
 	c.s3.mu.RLock()
@@ -124,6 +132,8 @@ func operation(r *http.Request, bucket, key string) string {
 		return "ListBuckets"
 	case bucket == "":
 		return "Unknown"
+	case key != "" && (q.Has("uploads") || q.Has("uploadId")):
+		return multipart(r.Method, q)
 	case key != "" && sub == "":
 		return map[string]string{
 			http.MethodGet: "GetObject", http.MethodHead: "HeadObject", http.MethodPut: "PutObject", http.MethodDelete: "DeleteObject",
@@ -152,6 +162,14 @@ func (s *store) do(w http.ResponseWriter, r *http.Request, op, name, key string)
 		return s.getObject(w, r, name, key)
 	case "PutObject":
 		return s.putObject(w, r, name, key)
+	case "CreateMultipartUpload":
+		return s.createUpload(w, r, name, key)
+	case "UploadPart":
+		return s.uploadPart(w, r, name, key)
+	case "CompleteMultipartUpload":
+		return s.completeUpload(w, r, name, key)
+	case "AbortMultipartUpload":
+		return s.abortUpload(w, r, name, key)
 	case "DeleteObject":
 		marker, e := s.delete(name, key, r.URL.Query().Get("versionId"))
 		if e != nil {
@@ -260,9 +278,9 @@ func (s *store) getObject(w http.ResponseWriter, r *http.Request, name, key stri
 	for k, value := range v.Metadata {
 		h.Set("X-Amz-Meta-"+k, value)
 	}
-	if v.KMSKey != "" {
-		h.Set("X-Amz-Server-Side-Encryption", "aws:kms")
-		h.Set("X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", v.KMSKey)
+	setEncryption(h, &v.Object)
+	if v.StorageClass != "" {
+		h.Set("X-Amz-Storage-Class", v.StorageClass)
 	}
 	if !partial && v.crc32 != "" && strings.EqualFold(r.Header.Get("X-Amz-Checksum-Mode"), "enabled") {
 		h.Set("X-Amz-Checksum-Crc32", v.crc32)
@@ -384,13 +402,31 @@ func (s *store) putObject(w http.ResponseWriter, r *http.Request, name, key stri
 	if e != nil {
 		return e
 	}
-	o := Object{Body: body, ContentType: r.Header.Get("Content-Type")}
-	for part := range strings.SplitSeq(strings.Join(r.Header.Values("Content-Encoding"), ","), ",") {
+	o, e := described(r.Header)
+	if e != nil {
+		return e
+	}
+	o.Body = body
+	v := newVersion(key, o)
+	if _, e := s.put(name, v, writable(r.Header)); e != nil {
+		return e
+	}
+	setValidators(w.Header(), v)
+	w.Header().Del("Last-Modified")
+	w.Header().Set("X-Amz-Checksum-Crc32", v.crc32)
+	setEncryption(w.Header(), &v.Object)
+	return nil
+}
+
+// described reads the headers that a put and the beginning of an upload share.
+func described(h http.Header) (Object, *apiError) {
+	o := Object{ContentType: h.Get("Content-Type"), StorageClass: h.Get("X-Amz-Storage-Class"), ACL: h.Get("X-Amz-Acl")}
+	for part := range strings.SplitSeq(strings.Join(h.Values("Content-Encoding"), ","), ",") {
 		if part = strings.TrimSpace(part); part != "" && part != "aws-chunked" {
 			o.ContentEncoding = part
 		}
 	}
-	for k, v := range r.Header {
+	for k, v := range h {
 		if meta, ok := strings.CutPrefix(k, "X-Amz-Meta-"); ok {
 			if o.Metadata == nil {
 				o.Metadata = map[string]string{}
@@ -398,9 +434,43 @@ func (s *store) putObject(w http.ResponseWriter, r *http.Request, name, key stri
 			o.Metadata[meta] = v[0]
 		}
 	}
-	v := newVersion(key, o)
-	if _, e := s.put(name, v, func(latest *version) *apiError {
-		h := r.Header
+	o.Encryption = h.Get("X-Amz-Server-Side-Encryption")
+	o.BucketKey = h.Get("X-Amz-Server-Side-Encryption-Bucket-Key-Enabled") == "true"
+	key := h.Get("X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id")
+	switch o.Encryption {
+	case "", "AES256":
+		if key != "" || o.BucketKey {
+			return o, &apiError{status: http.StatusBadRequest, code: "InvalidArgument", message: "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms"}
+		}
+	case "aws:kms":
+		if o.KMSKey = key; key == "" {
+			o.KMSKey = awsManagedKey
+		}
+	default:
+		return o, &apiError{status: http.StatusBadRequest, code: "InvalidArgument", message: "The encryption method specified is not supported"}
+	}
+	return o, nil
+}
+
+// awsManagedKey encrypts where no key is named.
+const awsManagedKey = "arn:aws:kms:us-east-1:" + AccountID + ":alias/aws/s3"
+
+func setEncryption(h http.Header, o *Object) {
+	switch {
+	case o.KMSKey != "":
+		h.Set("X-Amz-Server-Side-Encryption", "aws:kms")
+		h.Set("X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", o.KMSKey)
+	case o.Encryption != "":
+		h.Set("X-Amz-Server-Side-Encryption", o.Encryption)
+	}
+	if o.BucketKey {
+		h.Set("X-Amz-Server-Side-Encryption-Bucket-Key-Enabled", "true")
+	}
+}
+
+// writable checks the conditional headers of a write.
+func writable(h http.Header) func(latest *version) *apiError {
+	return func(latest *version) *apiError {
 		switch {
 		case h.Get("If-None-Match") != "" && latest != nil, h.Get("If-Match") != "" && latest != nil && !matches(h.Get("If-Match"), latest):
 			return &apiError{status: http.StatusPreconditionFailed, code: "PreconditionFailed", message: "At least one of the pre-conditions you specified did not hold"}
@@ -408,13 +478,7 @@ func (s *store) putObject(w http.ResponseWriter, r *http.Request, name, key stri
 			return &apiError{status: http.StatusNotFound, code: "NoSuchKey", message: "The specified key does not exist."}
 		}
 		return nil
-	}); e != nil {
-		return e
 	}
-	setValidators(w.Header(), v)
-	w.Header().Del("Last-Modified")
-	w.Header().Set("X-Amz-Checksum-Crc32", v.crc32)
-	return nil
 }
 
 type listResult struct {

@@ -120,6 +120,7 @@ func (c *Cloud) serveSQS(w http.ResponseWriter, r *http.Request, op string) {
 		if e == nil {
 			panic(http.ErrAbortHandler)
 		}
+		f.retryAfter(w)
 		writeSQSError(w, e)
 		return
 	}
@@ -258,13 +259,20 @@ func (s *queues) batch(r *request, f Fault, do func(*entry) (*sendResult, *apiEr
 	for i := range r.Entries {
 		var sent *sendResult
 		var e *apiError
-		if i < f.FailEntries {
+		refused := ""
+		if f.Refuse != nil {
+			refused = f.Refuse(r.Entries[i].MessageBody)
+		}
+		switch {
+		case refused != "":
+			e = &apiError{status: http.StatusBadRequest, code: refused, message: "injected fault"}
+		case i < f.FailEntries:
 			code := f.Code
 			if code == "" {
 				code = "InternalError"
 			}
 			e = injected(0, code)
-		} else {
+		default:
 			sent, e = do(&r.Entries[i])
 		}
 		if e != nil {
@@ -679,6 +687,38 @@ func (c *Cloud) Send(queue string, bodies ...string) ([]string, error) {
 		return ids, errRefused.New(e, "send to queue %s", queue)
 	}
 	return ids, nil
+}
+
+// Sent is a message that waits in a queue.
+type Sent struct {
+	Body string
+	// Attributes are the message attributes of type String.
+	Attributes map[string]string
+	// Group and Dedup are those of a FIFO queue.
+	Group, Dedup string
+}
+
+// Messages returns all messages of a queue in the order in which they were sent,
+// without receiving them.
+func (c *Cloud) Messages(queue string) []Sent {
+	c.sqs.mu.Lock()
+	defer c.sqs.mu.Unlock()
+	q := c.sqs.named[queue]
+	if q == nil {
+		return nil
+	}
+	list := make([]Sent, 0, len(q.byToken))
+	for _, token := range slices.Sorted(maps.Keys(q.byToken)) {
+		m := q.byToken[token]
+		sent := Sent{Body: m.body, Group: m.group, Dedup: m.dedup, Attributes: map[string]string{}}
+		for _, a := range m.attrs {
+			if a.value.StringValue != nil {
+				sent.Attributes[a.name] = *a.value.StringValue
+			}
+		}
+		list = append(list, sent)
+	}
+	return list
 }
 
 // Queue returns the state of a queue, all zero when there is none of that name.
