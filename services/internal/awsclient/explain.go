@@ -163,6 +163,9 @@ var actions = map[string]string{
 	"S3 GetObject":                     "s3:GetObject", // and s3:GetObjectVersion for a version
 	"S3 HeadBucket":                    actionList,
 	"S3 ListObjectsV2":                 actionList,
+	"S3 CreateMultipartUpload":         "s3:PutObject",
+	"S3 UploadPart":                    "s3:PutObject",
+	"S3 CompleteMultipartUpload":       "s3:PutObject",
 	"SQS ReceiveMessage":               "sqs:ReceiveMessage",
 	"SQS GetQueueAttributes":           "sqs:GetQueueAttributes",
 	"SQS DeleteMessageBatch":           "sqs:DeleteMessage",
