@@ -292,7 +292,7 @@ func (s *session) end() {
 // Source: RFC 5321 section 4.2.1; RFC 4954 section 6.
 func (s *session) step(doing string, err error, refused *fault.Kind) error {
 	m := s.server
-	doing += fmt.Sprintf(" with the mail server of destination %s", m.name)
+	doing += " with the mail server of destination " + m.name
 	var reply *textproto.Error
 	var plain tls.RecordHeaderError
 	switch {
