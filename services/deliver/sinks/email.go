@@ -189,15 +189,15 @@ func (c EmailConfig) Validate() error {
 	p.Need(err == nil && host != "" && numeric == nil && n > 0, "address", "set host and port of the mail server, e.g. smtp.example.org:587")
 	p.Need(slices.Contains(c.Encryption.Values(), string(c.Encryption)), "encryption", "use starttls, implicit or none")
 	p.Need(slices.Contains(c.Auth.Values(), string(c.Auth)), "auth", "use plain, login or cram-md5")
-	p.Need(oneWord(c.Username), "username", "use one line of text")
+	p.Need(mailWord(c.Username), "username", "use one line of text")
 	p.Need((c.Username == "") == c.Password.IsZero(), "password", "set both username and password, or neither")
 	p.Need(!strings.ContainsAny(c.Password.Reveal(), "\r\n\x00"), "password", "use one line of text; a secret from a file may end in a line break too many")
 	p.Need(c.Username == "" || c.Encryption != EmailPlain, "encryption", "use starttls or implicit: a password goes over no connection that others can read")
-	p.Need(oneWord(c.Hello) && !strings.Contains(c.Hello, " "), "hello", "use the full name of this host, e.g. penstock.example.org")
-	p.Need(goodAddress(c.From), "from", "set one address in ASCII, e.g. penstock <penstock@example.org>")
+	p.Need(mailWord(c.Hello) && !strings.Contains(c.Hello, " "), "hello", "use the full name of this host, e.g. penstock.example.org")
+	p.Need(goodMailAddress(c.From), "from", "set one address in ASCII, e.g. penstock <penstock@example.org>")
 	p.Need(len(c.To) >= 1 && len(c.To) <= 100, "to", "list 1 to 100 recipients")
 	for i, to := range c.To {
-		p.Need(goodAddress(to), "to["+strconv.Itoa(i)+"]", "use one address in ASCII, e.g. soc@example.org")
+		p.Need(goodMailAddress(to), "to["+strconv.Itoa(i)+"]", "use one address in ASCII, e.g. soc@example.org")
 	}
 	c.selection(&p)
 	for i, g := range c.GroupBy {
@@ -208,8 +208,8 @@ func (c EmailConfig) Validate() error {
 	p.Need(c.RepeatInterval >= 0 && c.RepeatInterval <= 30*24*time.Hour, "repeat_interval", "use 0s to 720h, e.g. 4h")
 	p.Need(c.MaxPerHour >= 1 && c.MaxPerHour <= 3600, "max_per_hour", "use 1 to 3600 mails, e.g. 12")
 	p.Need(c.MaxListed >= 1 && c.MaxListed <= 10_000, "max_listed", "use 1 to 10000 events, e.g. 50")
-	paths(&p, "who", c.Who)
-	paths(&p, "details", c.Details)
+	mailPaths(&p, "who", c.Who)
+	mailPaths(&p, "details", c.Details)
 	p.Need(c.Timeout > 0 && c.Timeout <= 10*time.Minute, "timeout", "use a duration above 0s and up to 10m, e.g. 1m")
 	c.TLS.problems(&p)
 	return p.Err()
@@ -229,10 +229,10 @@ func (c EmailConfig) selection(p *config.Problems) {
 	}
 }
 
-func oneWord(s string) bool { return !strings.ContainsAny(s, "\r\n\t\x00") && len(s) <= 256 }
+func mailWord(s string) bool { return !strings.ContainsAny(s, "\r\n\t\x00") && len(s) <= 256 }
 
-// goodAddress tells whether s is one address that each server understands.
-func goodAddress(s string) bool {
+// goodMailAddress tells whether s is one address that each server understands.
+func goodMailAddress(s string) bool {
 	a, err := mail.ParseAddress(s)
 	if err != nil || len(a.Address) > 254 {
 		return false
@@ -245,7 +245,7 @@ func goodAddress(s string) bool {
 	return !strings.ContainsAny(a.Name, "\r\n")
 }
 
-func paths(p *config.Problems, key string, list []string) {
+func mailPaths(p *config.Problems, key string, list []string) {
 	p.Need(len(list) <= 32, key, "use up to 32 fields")
 	for i, path := range list {
 		p.Need(path != "" && !slices.Contains(strings.Split(path, "."), ""), key+"["+strconv.Itoa(i)+"]", "use the name of a field, with dots between the names of a path, e.g. params.user")
@@ -320,7 +320,7 @@ func openEmail(_ context.Context, cfg EmailConfig, deps Deps) (Sink, error) {
 	}
 	s := &emailSink{
 		cfg: cfg, name: deps.Destination, log: deps.Log, types: types, opswat: map[string]string{}, smtp: server,
-		who: split(cfg.Who), details: split(cfg.Details), patience: emailPatience,
+		who: splitPaths(cfg.Who), details: splitPaths(cfg.Details), patience: emailPatience,
 		stop: func() {}, woken: make(chan struct{}, 1), digests: newDigests(cfg),
 	}
 	if s.log == nil {
@@ -332,7 +332,7 @@ func openEmail(_ context.Context, cfg EmailConfig, deps Deps) (Sink, error) {
 	return s, nil
 }
 
-func split(list []string) [][]string {
+func splitPaths(list []string) [][]string {
 	var out [][]string
 	for _, path := range list {
 		out = append(out, strings.Split(path, "."))
@@ -382,43 +382,43 @@ func (s *emailSink) selects(eventType string) bool {
 
 // The first byte of an event in a batch.
 const (
-	notSelected = 0
-	selected    = 1
+	mailNotSelected = 0
+	mailSelected    = 1
 )
 
 // Append writes what a mail shows of an event: its time and the texts of a note. Of
 // an event that is not selected it writes only that.
 func (s *emailSink) Append(dst []byte, e *Event) []byte {
 	if !s.selects(e.Type) {
-		return append(dst, notSelected)
+		return append(dst, mailNotSelected)
 	}
-	dst = append(dst, selected)
+	dst = append(dst, mailSelected)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(e.Time))
 	for _, text := range []string{e.Type, e.Source, e.Account, e.Region} {
-		dst = appendSized(dst, func(dst []byte) []byte { return appendClean(dst, text, mostName) })
+		dst = appendMailSized(dst, func(dst []byte) []byte { return appendMailText(dst, text, mostName) })
 	}
-	dst = appendSized(dst, func(dst []byte) []byte { return appendValueAt(dst, e.Doc, s.who, mostWho) })
-	return appendSized(dst, func(dst []byte) []byte { return appendValueAt(dst, e.Doc, s.details, mostDetails) })
+	dst = appendMailSized(dst, func(dst []byte) []byte { return appendValueAt(dst, e.Doc, s.who, mostWho) })
+	return appendMailSized(dst, func(dst []byte) []byte { return appendValueAt(dst, e.Doc, s.details, mostDetails) })
 }
 
-// appendSized puts the length of what text appends before it, in two bytes: texts are
+// appendMailSized puts the length of what text appends before it, in two bytes: texts are
 // at most a few hundred characters long.
-func appendSized(dst []byte, text func([]byte) []byte) []byte {
+func appendMailSized(dst []byte, text func([]byte) []byte) []byte {
 	start := len(dst) + 2
 	dst = text(append(dst, 0, 0))
 	binary.BigEndian.PutUint16(dst[start-2:], uint16(len(dst)-start))
 	return dst
 }
 
-// note is an event as a mail shows it.
-type note struct {
+// mailNote is an event as a mail shows it.
+type mailNote struct {
 	time                                        int64
 	kind, source, account, region, who, details string
 }
 
 // readNote reads what Append wrote. The texts are copies.
-func readNote(data []byte) note {
-	n := note{time: int64(binary.BigEndian.Uint64(data[1:]))}
+func readNote(data []byte) mailNote {
+	n := mailNote{time: int64(binary.BigEndian.Uint64(data[1:]))}
 	data = data[9:]
 	for _, text := range []*string{&n.kind, &n.source, &n.account, &n.region, &n.who, &n.details} {
 		size := int(binary.BigEndian.Uint16(data))
@@ -435,7 +435,7 @@ func (s *emailSink) Deliver(ctx context.Context, b Batch) Result {
 		return s.cancelled(ctx)
 	}
 	s.start.Do(s.run)
-	t := &ticket{verdicts: make([]Verdict, b.Len()), done: make(chan struct{})}
+	t := &mailTicket{verdicts: make([]Verdict, b.Len()), done: make(chan struct{})}
 	repeats := 0
 	s.mu.Lock()
 	if s.failing != nil {
@@ -445,7 +445,7 @@ func (s *emailSink) Deliver(ctx context.Context, b Batch) Result {
 	now := time.Now()
 	for i := range b.Len() {
 		data := b.Event(i)
-		if data[0] == notSelected {
+		if data[0] == mailNotSelected {
 			continue
 		}
 		if !s.take(t, i, b.ID(i), readNote(data), now) {
@@ -521,7 +521,7 @@ func (s *emailSink) loop(ctx context.Context) {
 }
 
 // settle does what the outcome of an attempt asks for.
-func (s *emailSink) settle(l *letter, out outcome) {
+func (s *emailSink) settle(l *mailLetter, out mailOutcome) {
 	emailMails.WithLabelValues(s.name, out.verdict.String()).Inc()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -581,10 +581,10 @@ func (c EmailConfig) secretsOf() []string {
 
 var errMailSlow = errors.New("no full answer within the timeout")
 
-// appendClean appends text as one line that no terminal or mail client takes for more
+// appendMailText appends text as one line that no terminal or mail client takes for more
 // than text: what cannot be printed becomes a space, and what is beyond most
 // characters goes.
-func appendClean(dst []byte, text string, most int) []byte {
+func appendMailText(dst []byte, text string, most int) []byte {
 	start, n := len(dst), 0
 	for len(text) > 0 {
 		r, size := utf8.DecodeRuneInString(text)

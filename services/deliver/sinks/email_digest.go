@@ -13,29 +13,29 @@ import (
 )
 
 const (
-	// mostGroups bounds the groups that are kept apart; all others share one.
-	mostGroups = 256
-	// mostTold bounds the lines that are known to have been mailed.
-	mostTold = 20_000
+	// mostMailGroups bounds the groups that are kept apart; all others share one.
+	mostMailGroups = 256
+	// mostMailsTold bounds the lines that are known to have been mailed.
+	mostMailsTold = 20_000
 	// hurryFor is how long after Hurry events count as held when it was called: their
 	// batches may have been on their way.
 	hurryFor = time.Second
 )
 
-// ticket is one batch that waits for its mails.
-type ticket struct {
+// mailTicket is one batch that waits for its mails.
+type mailTicket struct {
 	left     int // events that are held
 	verdicts []Verdict
 	stop     error // why of each verdict
 	retry    error
 	reject   error
-	parts    []*part
+	parts    []*mailPart
 	gone     bool          // nobody waits for it any more
 	done     chan struct{} // closed when left is 0
 }
 
 // settle gives the events of a part their verdict.
-func (p *part) settle(v Verdict, err error) {
+func (p *mailPart) settle(v Verdict, err error) {
 	t := p.ticket
 	for _, i := range p.events {
 		t.verdicts[i] = v
@@ -56,7 +56,7 @@ func (p *part) settle(v Verdict, err error) {
 
 // result puts the verdicts together. What is not done or refused is read again from
 // the log by whole frames, so one error says it for all.
-func (t *ticket) result() Result {
+func (t *mailTicket) result() Result {
 	var res Result
 	switch {
 	case t.stop != nil:
@@ -80,51 +80,51 @@ func (t *ticket) result() Result {
 	return res
 }
 
-// part is the events of one batch in one digest.
-type part struct {
-	ticket *ticket
-	group  *group
+// mailPart is the events of one batch in one digest.
+type mailPart struct {
+	ticket *mailTicket
+	group  *mailGroup
 	// letter is set once the digest is on its way.
-	letter *letter
+	letter *mailLetter
 	events []int32
 	ids    idSum
 	// listed are the lines that they are on.
-	listed []listing
+	listed []mailListing
 }
 
-type listing struct {
-	line  *line
+type mailListing struct {
+	line  *mailLine
 	count int
 }
 
-// line is events that say the same.
-type line struct {
-	note
+// mailLine is events that say the same.
+type mailLine struct {
+	mailNote
 	// first and last are the times of the events, in Unix ns, 0 for unknown.
 	first, last int64
 	count       int
 }
 
 // spans widens the times of a line.
-func (l *line) spans(first, last int64) {
+func (l *mailLine) spans(first, last int64) {
 	if l.first == 0 || first != 0 && first < l.first {
 		l.first = first
 	}
 	l.last = max(l.last, last)
 }
 
-// mark tells notes apart that say something else.
-type mark [16]byte
+// mailMark tells notes apart that say something else.
+type mailMark [16]byte
 
-func (n *note) mark() mark {
+func (n *mailNote) mark() mailMark {
 	sum := sha256.Sum256([]byte(n.kind + "\x00" + n.who + "\x00" + n.details))
-	return mark(sum[:16])
+	return mailMark(sum[:16])
 }
 
-// pile is events of one group: the first different ones as lines, the rest as a count.
-type pile struct {
-	lines map[mark]*line
-	order []*line // as they came
+// mailPile is events of one group: the first different ones as lines, the rest as a count.
+type mailPile struct {
+	lines map[mailMark]*mailLine
+	order []*mailLine // as they came
 	count int
 	ids   idSum
 	// source of all events; mixed when they have several.
@@ -133,7 +133,7 @@ type pile struct {
 }
 
 // add counts an event and returns its line, nil when there is no room for one.
-func (p *pile) add(n *note, m mark, id messages.ID, most int) *line {
+func (p *mailPile) add(n *mailNote, m mailMark, id messages.ID, most int) *mailLine {
 	p.mixed = p.mixed || p.count > 0 && p.source != n.source
 	p.source = n.source
 	p.count++
@@ -144,9 +144,9 @@ func (p *pile) add(n *note, m mark, id messages.ID, most int) *line {
 			return nil
 		}
 		if p.lines == nil {
-			p.lines = map[mark]*line{}
+			p.lines = map[mailMark]*mailLine{}
 		}
-		l = &line{note: *n, first: n.time, last: n.time}
+		l = &mailLine{mailNote: *n, first: n.time, last: n.time}
 		p.lines[m] = l
 		p.order = append(p.order, l)
 	}
@@ -156,19 +156,19 @@ func (p *pile) add(n *note, m mark, id messages.ID, most int) *line {
 }
 
 // drop takes the events of a part out again.
-func (p *pile) drop(gone *part) {
+func (p *mailPile) drop(gone *mailPart) {
 	p.count -= len(gone.events)
 	p.ids.leave(gone.ids)
 	for _, x := range gone.listed {
 		if x.line.count -= x.count; x.line.count == 0 {
 			delete(p.lines, x.line.mark())
-			p.order = slices.DeleteFunc(p.order, func(l *line) bool { return l == x.line })
+			p.order = slices.DeleteFunc(p.order, func(l *mailLine) bool { return l == x.line })
 		}
 	}
 }
 
 // absorb adds what other holds.
-func (p *pile) absorb(other *pile, most int) {
+func (p *mailPile) absorb(other *mailPile, most int) {
 	if p.count == 0 {
 		*p = *other
 		return
@@ -207,30 +207,30 @@ func (s *idSum) leave(t idSum) {
 	s.high, _ = bits.Sub64(s.high, t.high, borrow)
 }
 
-// group is the events that come in one mail.
-type group struct {
+// mailGroup is the events that come in one mail.
+type mailGroup struct {
 	key    string
 	labels []string // "source: opswat", in the order of group_by
 	// fresh are events that are held; again are confirmed ones that repeat what was
 	// mailed.
-	fresh, again pile
-	parts        []*part
+	fresh, again mailPile
+	parts        []*mailPart
 	// since is when the first of fresh came, last when the group was last mailed.
 	since, last time.Time
 	// told is when what was mailed last.
-	told map[mark]time.Time
+	told map[mailMark]time.Time
 }
 
-// section is what a letter has of one group.
-type section struct {
-	group        *group
-	fresh, again pile
-	parts        []*part
+// mailSection is what a letter has of one group.
+type mailSection struct {
+	group        *mailGroup
+	fresh, again mailPile
+	parts        []*mailPart
 }
 
-// letter is a mail that is on its way.
-type letter struct {
-	sections []section
+// mailLetter is a mail that is on its way.
+type mailLetter struct {
+	sections []mailSection
 	raw      []byte
 	// to are the recipients that have neither taken nor refused it; taken tells that
 	// one has taken it.
@@ -247,9 +247,9 @@ type letter struct {
 // digests are the groups and what is due when. A lock of the sink guards them.
 type digests struct {
 	config EmailConfig
-	groups map[string]*group
+	groups map[string]*mailGroup
 	told   int // marks in all groups
-	letter *letter
+	letter *mailLetter
 	// failing is why the server does not take the letter, for now.
 	failing error
 	hurried time.Time
@@ -263,12 +263,12 @@ type digests struct {
 }
 
 func newDigests(cfg EmailConfig) digests {
-	return digests{config: cfg, groups: map[string]*group{}}
+	return digests{config: cfg, groups: map[string]*mailGroup{}}
 }
 
 // take adds a selected event. It returns false for one that need not be held, as it
 // repeats what was mailed.
-func (d *digests) take(t *ticket, index int, id messages.ID, n note, now time.Time) bool {
+func (d *digests) take(t *mailTicket, index int, id messages.ID, n mailNote, now time.Time) bool {
 	g := d.groupOf(&n, now)
 	m := n.mark()
 	if at, ok := g.told[m]; ok && now.Sub(at) < d.config.RepeatInterval {
@@ -278,14 +278,14 @@ func (d *digests) take(t *ticket, index int, id messages.ID, n note, now time.Ti
 	if len(g.parts) == 0 {
 		g.since = now
 	}
-	var p *part
+	var p *mailPart
 	for _, mine := range t.parts {
 		if mine.group == g {
 			p = mine
 		}
 	}
 	if p == nil {
-		p = &part{ticket: t, group: g}
+		p = &mailPart{ticket: t, group: g}
 		t.parts = append(t.parts, p)
 		g.parts = append(g.parts, p)
 	}
@@ -296,14 +296,14 @@ func (d *digests) take(t *ticket, index int, id messages.ID, n note, now time.Ti
 		if last := len(p.listed) - 1; last >= 0 && p.listed[last].line == l {
 			p.listed[last].count++
 		} else {
-			p.listed = append(p.listed, listing{l, 1})
+			p.listed = append(p.listed, mailListing{l, 1})
 		}
 	}
 	return true
 }
 
 // groupOf finds or makes the group of an event.
-func (d *digests) groupOf(n *note, now time.Time) *group {
+func (d *digests) groupOf(n *mailNote, now time.Time) *mailGroup {
 	var labels []string
 	for _, by := range d.config.GroupBy {
 		value := ""
@@ -325,16 +325,16 @@ func (d *digests) groupOf(n *note, now time.Time) *group {
 	if g := d.groups[key]; g != nil {
 		return g
 	}
-	if len(d.groups) >= mostGroups {
+	if len(d.groups) >= mostMailGroups {
 		d.forget(now)
 	}
-	if len(d.groups) >= mostGroups {
+	if len(d.groups) >= mostMailGroups {
 		key, labels = "all others", []string{"all others"}
 		if g := d.groups[key]; g != nil {
 			return g
 		}
 	}
-	g := &group{key: key, labels: labels}
+	g := &mailGroup{key: key, labels: labels}
 	d.groups[key] = g
 	return g
 }
@@ -354,12 +354,12 @@ func (d *digests) forget(now time.Time) {
 	}
 }
 
-func (d *digests) sends(g *group) bool {
-	return d.letter != nil && slices.ContainsFunc(d.letter.sections, func(s section) bool { return s.group == g })
+func (d *digests) sends(g *mailGroup) bool {
+	return d.letter != nil && slices.ContainsFunc(d.letter.sections, func(s mailSection) bool { return s.group == g })
 }
 
 // due is when a group is to be mailed; false: there is nothing to mail.
-func (d *digests) due(g *group) (time.Time, bool) {
+func (d *digests) due(g *mailGroup) (time.Time, bool) {
 	switch {
 	case len(g.parts) > 0:
 		if !g.since.After(d.hurried.Add(hurryFor)) {
@@ -381,7 +381,7 @@ func (d *digests) due(g *group) (time.Time, bool) {
 }
 
 // next returns the letter to send now, or for how long there is none.
-func (d *digests) next(now time.Time) (*letter, time.Duration) {
+func (d *digests) next(now time.Time) (*mailLetter, time.Duration) {
 	if l := d.letter; l != nil {
 		if l.next.After(now) && !d.hurried.After(l.tried) {
 			return nil, l.next.Sub(now)
@@ -390,7 +390,7 @@ func (d *digests) next(now time.Time) (*letter, time.Duration) {
 		return l, 0
 	}
 	type dated struct {
-		group *group
+		group *mailGroup
 		at    time.Time
 	}
 	var due []dated
@@ -421,26 +421,26 @@ func (d *digests) next(now time.Time) (*letter, time.Duration) {
 	if len(due) <= free {
 		due = due[:1]
 	}
-	l := &letter{to: slices.Clone(d.config.To), created: now, sending: true}
+	l := &mailLetter{to: slices.Clone(d.config.To), created: now, sending: true}
 	for _, x := range due {
 		g := x.group
-		l.sections = append(l.sections, section{group: g, fresh: g.fresh, again: g.again, parts: g.parts})
+		l.sections = append(l.sections, mailSection{group: g, fresh: g.fresh, again: g.again, parts: g.parts})
 		for _, p := range g.parts {
 			p.letter = l
 		}
-		g.fresh, g.again, g.parts = pile{}, pile{}, nil
+		g.fresh, g.again, g.parts = mailPile{}, mailPile{}, nil
 	}
 	d.letter = l
 	return l, 0
 }
 
 // accepted notes that the server has taken the letter.
-func (d *digests) accepted(l *letter, now time.Time) {
+func (d *digests) accepted(l *mailLetter, now time.Time) {
 	d.sent = append(d.sent, now)
 	for i := range l.sections {
 		s := &l.sections[i]
 		s.group.last = now
-		for _, p := range []*pile{&s.fresh, &s.again} {
+		for _, p := range []*mailPile{&s.fresh, &s.again} {
 			for m := range p.lines {
 				d.tell(s.group, m, now)
 			}
@@ -451,27 +451,27 @@ func (d *digests) accepted(l *letter, now time.Time) {
 
 // tell remembers that something was mailed. When too much is to be remembered, what
 // is not may be mailed again.
-func (d *digests) tell(g *group, m mark, now time.Time) {
+func (d *digests) tell(g *mailGroup, m mailMark, now time.Time) {
 	if d.config.RepeatInterval == 0 {
 		return
 	}
 	if _, known := g.told[m]; !known {
-		if d.told >= mostTold {
+		if d.told >= mostMailsTold {
 			d.forget(now)
 		}
-		if d.told >= mostTold {
+		if d.told >= mostMailsTold {
 			return
 		}
 		d.told++
 	}
 	if g.told == nil {
-		g.told = map[mark]time.Time{}
+		g.told = map[mailMark]time.Time{}
 	}
 	g.told[m] = now
 }
 
 // close gives the events of the letter their verdict.
-func (d *digests) close(l *letter, v Verdict, err error) {
+func (d *digests) close(l *mailLetter, v Verdict, err error) {
 	for i := range l.sections {
 		for _, p := range l.sections[i].parts {
 			p.settle(v, err)
@@ -489,13 +489,13 @@ func (d *digests) giveBack(v Verdict, err error, now time.Time) {
 		for _, p := range g.parts {
 			p.settle(v, err)
 		}
-		g.fresh, g.parts = pile{}, nil
+		g.fresh, g.parts = mailPile{}, nil
 	}
 }
 
 // keepRepeats puts the repeats of a letter that will not be sent back into their
 // groups: their events were confirmed.
-func (d *digests) keepRepeats(l *letter) {
+func (d *digests) keepRepeats(l *mailLetter) {
 	for i := range l.sections {
 		s := &l.sections[i]
 		s.group.again.absorb(&s.again, d.config.MaxListed)
@@ -504,12 +504,12 @@ func (d *digests) keepRepeats(l *letter) {
 
 // abandon lets go of a batch that nobody waits for any more; its events come again.
 // What is being sent goes on, what waits for another attempt with no other batch does not.
-func (d *digests) abandon(t *ticket) {
+func (d *digests) abandon(t *mailTicket) {
 	t.gone = true
 	for _, p := range t.parts {
 		if p.letter == nil {
 			p.group.fresh.drop(p)
-			p.group.parts = slices.DeleteFunc(p.group.parts, func(x *part) bool { return x == p })
+			p.group.parts = slices.DeleteFunc(p.group.parts, func(x *mailPart) bool { return x == p })
 		}
 	}
 	if l := d.letter; l != nil && !l.sending && !l.taken && l.orphaned() {
@@ -518,7 +518,7 @@ func (d *digests) abandon(t *ticket) {
 	}
 }
 
-func (l *letter) orphaned() bool {
+func (l *mailLetter) orphaned() bool {
 	for i := range l.sections {
 		for _, p := range l.sections[i].parts {
 			if !p.ticket.gone {

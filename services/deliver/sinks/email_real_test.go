@@ -71,8 +71,8 @@ func TestEmailReal(t *testing.T) {
 	for _, file := range files {
 		raw, err := os.ReadFile(file)
 		must(t, err)
-		header, text := read(t, raw)
-		if header.Get("X-From") != "penstock@example.org" || header.Get("X-To") != "soc@example.org" || subject(t, header) != "penstock: 1 selected events from opswat" {
+		header, text := readMail(t, raw)
+		if header.Get("X-From") != "penstock@example.org" || header.Get("X-To") != "soc@example.org" || subjectOf(t, header) != "penstock: 1 selected events from opswat" {
 			t.Errorf("header %v", header)
 		}
 		if !strings.Contains(text, "2026-01-05T07:44:54.120Z  opswat.device.exempt_all  höst-17\n    Device was exempted . by Admin One 24 hour(s)\n") {

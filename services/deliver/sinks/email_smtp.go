@@ -74,25 +74,25 @@ func newMailServer(cfg EmailConfig, destination string) (*mailServer, error) {
 	}, nil
 }
 
-// outcome is what became of a mail.
-type outcome struct {
+// mailOutcome is what became of a mail.
+type mailOutcome struct {
 	verdict Verdict
 	err     error
 	// taken tells that a recipient gets it, left which ones neither get it nor were
 	// refused for good.
 	taken   bool
 	left    []string
-	refused []refusal
+	refused []mailRefusal
 }
 
-// refusal is a recipient that the server does not take.
-type refusal struct {
+// mailRefusal is a recipient that the server does not take.
+type mailRefusal struct {
 	address string
 	err     error
 }
 
 // send hands a mail over. It is done when the server said so after the last byte.
-func (m *mailServer) send(ctx context.Context, raw []byte, to []string) outcome {
+func (m *mailServer) send(ctx context.Context, raw []byte, to []string) mailOutcome {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.cfg.Timeout, errMailSlow)
 	defer cancel()
 	s, err := m.open(ctx)
@@ -118,7 +118,7 @@ func (m *mailServer) send(ctx context.Context, raw []byte, to []string) outcome 
 		fail.refused = out.refused
 		if fail.verdict == Retry {
 			fail.left = slices.DeleteFunc(slices.Clone(to), func(a string) bool {
-				return slices.ContainsFunc(out.refused, func(r refusal) bool { return r.address == a })
+				return slices.ContainsFunc(out.refused, func(r mailRefusal) bool { return r.address == a })
 			})
 		}
 		return fail
@@ -131,34 +131,34 @@ func (m *mailServer) send(ctx context.Context, raw []byte, to []string) outcome 
 }
 
 // failed is the outcome of a conversation that ended with a fault.
-func (m *mailServer) failed(err error, to []string) outcome {
+func (m *mailServer) failed(err error, to []string) mailOutcome {
 	verdict := map[fault.Class]Verdict{fault.Retry: Retry, fault.Stop: Stop, fault.Reject: Reject}[fault.ClassOf(err)]
-	return outcome{verdict: verdict, err: err, left: to}
+	return mailOutcome{verdict: verdict, err: err, left: to}
 }
 
 // refuses is the kind of a refusal of the mail itself. While the server has not taken
 // any, a refusal for reasons of policy is more likely about all mails than about this one.
 // Source: RFC 3463 section 3.8 (X.7.X is security or policy status).
 func (m *mailServer) refuses(err error) *fault.Kind {
-	if !m.proven && strings.HasPrefix(enhanced(err), "5.7.") {
+	if !m.proven && strings.HasPrefix(mailStatus(err), "5.7.") {
 		return errMailSender
 	}
 	return errMailRefused
 }
 
-var enhancedCode = regexp.MustCompile(`^[245]\.[0-9]{1,3}\.[0-9]{1,3}\b`)
+var mailStatusCode = regexp.MustCompile(`^[245]\.[0-9]{1,3}\.[0-9]{1,3}\b`)
 
-// enhanced is the status code of RFC 2034 in a reply, "" without one.
-func enhanced(err error) string {
+// mailStatus is the status code of RFC 2034 in a reply, "" without one.
+func mailStatus(err error) string {
 	var reply *textproto.Error
 	if !errors.As(err, &reply) {
 		return ""
 	}
-	return enhancedCode.FindString(reply.Msg)
+	return mailStatusCode.FindString(reply.Msg)
 }
 
-// session is one conversation.
-type session struct {
+// mailSession is one conversation.
+type mailSession struct {
 	*smtp.Client
 	server *mailServer
 	ctx    context.Context //nolint:containedctx // a conversation is one call
@@ -167,13 +167,13 @@ type session struct {
 }
 
 // open connects, and presents user and password. Errors are faults.
-func (m *mailServer) open(ctx context.Context) (*session, error) {
-	s := &session{server: m, ctx: ctx}
+func (m *mailServer) open(ctx context.Context) (*mailSession, error) {
+	s := &mailSession{server: m, ctx: ctx}
 	conn, err := m.dial(ctx, "tcp", m.cfg.Address)
 	if err != nil {
 		return nil, s.step("connect", err, nil)
 	}
-	s.conn = &meter{Conn: conn, left: mostSaid}
+	s.conn = &mailMeter{Conn: conn, left: mostSaid}
 	deadline, _ := ctx.Deadline()
 	_ = conn.SetDeadline(deadline)
 	s.undo = context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -185,7 +185,7 @@ func (m *mailServer) open(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-func (s *session) greet() (err error) {
+func (s *mailSession) greet() (err error) {
 	m, conn := s.server, s.conn
 	if m.cfg.Encryption == EmailImplicit {
 		secure := tls.Client(conn, m.tls)
@@ -245,7 +245,7 @@ func (m *mailServer) mechanism() smtp.Auth {
 
 // offer names sender and recipients. The outcome has an error when no recipient is
 // left to send to; left are those that were put off while others were taken.
-func (s *session) offer(to []string) (out outcome, err error) {
+func (s *mailSession) offer(to []string) (out mailOutcome, err error) {
 	m := s.server
 	from, _ := mail.ParseAddress(m.cfg.From) // validated
 	if err := s.Mail("<" + from.Address + ">"); err != nil {
@@ -266,7 +266,7 @@ func (s *session) offer(to []string) (out outcome, err error) {
 			last = err
 			out.left = append(out.left, text)
 		default:
-			out.refused = append(out.refused, refusal{text, s.step("name a recipient", err, errMailRecipients)})
+			out.refused = append(out.refused, mailRefusal{text, s.step("name a recipient", err, errMailRecipients)})
 		}
 	}
 	switch {
@@ -280,7 +280,7 @@ func (s *session) offer(to []string) (out outcome, err error) {
 }
 
 // end says goodbye, for which it does not wait long.
-func (s *session) end() {
+func (s *mailSession) end() {
 	if s.undo() {
 		_ = s.conn.SetDeadline(time.Now().Add(2 * time.Second))
 		_ = s.Quit()
@@ -290,7 +290,7 @@ func (s *session) end() {
 
 // step is the fault for an error. Refused is the kind for a reply of 500 and more.
 // Source: RFC 5321 section 4.2.1; RFC 4954 section 6.
-func (s *session) step(doing string, err error, refused *fault.Kind) error {
+func (s *mailSession) step(doing string, err error, refused *fault.Kind) error {
 	m := s.server
 	doing += " with the mail server of destination " + m.name
 	var reply *textproto.Error
@@ -314,15 +314,15 @@ func (m *mailServer) said(reply *textproto.Error) error {
 	return fmt.Errorf("it says: %d %s", reply.Code, m.quiet.sanitise(reply.Msg))
 }
 
-// meter bounds what is read of a connection.
-type meter struct {
+// mailMeter bounds what is read of a connection.
+type mailMeter struct {
 	net.Conn
 	left int
 }
 
 var errMailTalks = errors.New("the mail server says too much")
 
-func (m *meter) Read(p []byte) (int, error) {
+func (m *mailMeter) Read(p []byte) (int, error) {
 	if m.left <= 0 {
 		return 0, errMailTalks
 	}

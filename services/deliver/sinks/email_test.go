@@ -47,7 +47,7 @@ type postOffice struct {
 	ca       string
 
 	mu    sync.Mutex
-	mails []posted
+	mails []smtpPosted
 	tried int
 	// What it answers in place of yes; nil is yes.
 	auth, from, data error
@@ -56,7 +56,7 @@ type postOffice struct {
 	cut              bool
 }
 
-type posted struct {
+type smtpPosted struct {
 	from, user string
 	to         []string
 	secure     bool
@@ -110,30 +110,30 @@ func (o *postOffice) set(f func()) func() {
 	}
 }
 
-func (o *postOffice) taken() []posted {
+func (o *postOffice) taken() []smtpPosted {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return append([]posted(nil), o.mails...)
+	return append([]smtpPosted(nil), o.mails...)
 }
 
 // NewSession implements smtp.Backend.
 func (o *postOffice) NewSession(c *smtp.Conn) (smtp.Session, error) {
-	return &counter{office: o, conn: c}, nil
+	return &smtpCounter{office: o, conn: c}, nil
 }
 
-// counter serves one caller.
-type counter struct {
+// smtpCounter serves one caller.
+type smtpCounter struct {
 	office *postOffice
 	conn   *smtp.Conn
-	posted
+	smtpPosted
 }
 
-func (c *counter) Reset()        { c.from, c.to = "", nil }
-func (c *counter) Logout() error { return nil }
+func (c *smtpCounter) Reset()        { c.from, c.to = "", nil }
+func (c *smtpCounter) Logout() error { return nil }
 
-func (c *counter) AuthMechanisms() []string { return []string{"PLAIN", "LOGIN", "CRAM-MD5"} }
+func (c *smtpCounter) AuthMechanisms() []string { return []string{"PLAIN", "LOGIN", "CRAM-MD5"} }
 
-func (c *counter) check(user, password string) error {
+func (c *smtpCounter) check(user, password string) error {
 	c.office.mu.Lock()
 	defer c.office.mu.Unlock()
 	if c.office.auth != nil {
@@ -146,26 +146,26 @@ func (c *counter) check(user, password string) error {
 	return nil
 }
 
-func (c *counter) Auth(mechanism string) (sasl.Server, error) {
+func (c *smtpCounter) Auth(mechanism string) (sasl.Server, error) {
 	switch mechanism {
 	case "PLAIN":
 		return sasl.NewPlainServer(func(_, user, password string) error { return c.check(user, password) }), nil
 	case "LOGIN":
-		return &loginServer{check: c.check}, nil
+		return &smtpLoginServer{check: c.check}, nil
 	case "CRAM-MD5":
-		return &cramServer{check: c.check}, nil
+		return &smtpCramServer{check: c.check}, nil
 	}
 	return nil, smtp.ErrAuthUnknownMechanism
 }
 
-// loginServer asks for both in turn.
-type loginServer struct {
+// smtpLoginServer asks for both in turn.
+type smtpLoginServer struct {
 	check func(user, password string) error
 	step  int
 	user  string
 }
 
-func (l *loginServer) Next(response []byte) ([]byte, bool, error) {
+func (l *smtpLoginServer) Next(response []byte) ([]byte, bool, error) {
 	l.step++
 	switch l.step {
 	case 1:
@@ -177,13 +177,13 @@ func (l *loginServer) Next(response []byte) ([]byte, bool, error) {
 	return nil, true, l.check(l.user, string(response))
 }
 
-// cramServer checks a digest of the challenge. Source: RFC 2195.
-type cramServer struct {
+// smtpCramServer checks a digest of the challenge. Source: RFC 2195.
+type smtpCramServer struct {
 	check func(user, password string) error
 	asked bool
 }
 
-func (c *cramServer) Next(response []byte) ([]byte, bool, error) {
+func (c *smtpCramServer) Next(response []byte) ([]byte, bool, error) {
 	const challenge = "<1896.697170952@mail.example.org>"
 	if !c.asked {
 		c.asked = true
@@ -198,7 +198,7 @@ func (c *cramServer) Next(response []byte) ([]byte, bool, error) {
 	return nil, true, c.check(user, mailPassword)
 }
 
-func (c *counter) Mail(from string, _ *smtp.MailOptions) error {
+func (c *smtpCounter) Mail(from string, _ *smtp.MailOptions) error {
 	o := c.office
 	o.mu.Lock()
 	o.tried++
@@ -211,7 +211,7 @@ func (c *counter) Mail(from string, _ *smtp.MailOptions) error {
 	return err
 }
 
-func (c *counter) Rcpt(to string, _ *smtp.RcptOptions) error {
+func (c *smtpCounter) Rcpt(to string, _ *smtp.RcptOptions) error {
 	c.office.mu.Lock()
 	defer c.office.mu.Unlock()
 	if err := c.office.rcpt[to]; err != nil {
@@ -221,7 +221,7 @@ func (c *counter) Rcpt(to string, _ *smtp.RcptOptions) error {
 	return nil
 }
 
-func (c *counter) Data(r io.Reader) error {
+func (c *smtpCounter) Data(r io.Reader) error {
 	o := c.office
 	o.mu.Lock()
 	err, cut := o.data, o.cut
@@ -241,16 +241,16 @@ func (c *counter) Data(r io.Reader) error {
 	c.raw = raw
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.mails = append(o.mails, c.posted)
+	o.mails = append(o.mails, c.smtpPosted)
 	return nil
 }
 
-func reply(code int, enhanced smtp.EnhancedCode, text string) error {
+func smtpReply(code int, enhanced smtp.EnhancedCode, text string) error {
 	return &smtp.SMTPError{Code: code, EnhancedCode: enhanced, Message: text}
 }
 
-// read takes a mail apart as a mail program does.
-func read(t testing.TB, raw []byte) (mail.Header, string) {
+// readMail takes a mail apart as a mail program does.
+func readMail(t testing.TB, raw []byte) (mail.Header, string) {
 	t.Helper()
 	m, err := mail.ReadMessage(bytes.NewReader(raw))
 	if err != nil {
@@ -267,7 +267,7 @@ func read(t testing.TB, raw []byte) (mail.Header, string) {
 	return m.Header, strings.ReplaceAll(string(text), "\r\n", "\n")
 }
 
-func subject(t testing.TB, h mail.Header) string {
+func subjectOf(t testing.TB, h mail.Header) string {
 	t.Helper()
 	s, err := new(mime.WordDecoder).DecodeHeader(h.Get("Subject"))
 	if err != nil {
@@ -319,7 +319,7 @@ func emailWorld(t *testing.T) *world {
 		received: func() []string {
 			var lines []string
 			for _, m := range o.taken() {
-				_, text := read(t, m.raw)
+				_, text := readMail(t, m.raw)
 				labels := labelsOf.FindStringSubmatch(text)
 				for _, e := range entryOf.FindAllStringSubmatch(text, -1) {
 					at, err := time.Parse(time.RFC3339Nano, e[1])
@@ -336,10 +336,10 @@ func emailWorld(t *testing.T) *world {
 		},
 		secrets: []string{mailPassword},
 		outage: func() func() {
-			return o.set(func() { o.from = reply(451, smtp.EnhancedCode{4, 3, 0}, "not now, "+mailPassword) })
+			return o.set(func() { o.from = smtpReply(451, smtp.EnhancedCode{4, 3, 0}, "not now, "+mailPassword) })
 		},
 		denial: func() func() {
-			return o.set(func() { o.auth = reply(535, smtp.EnhancedCode{5, 7, 8}, "not you, "+mailPassword) })
+			return o.set(func() { o.auth = smtpReply(535, smtp.EnhancedCode{5, 7, 8}, "not you, "+mailPassword) })
 		},
 		hang: func() func() {
 			release := make(chan struct{})
@@ -377,9 +377,9 @@ func mailed(s Sink, kind, source string, first int, docs ...string) Batch {
 func letters(t testing.TB, s *emailSink, at time.Time, batches ...Batch) []byte {
 	t.Helper()
 	for _, b := range batches {
-		ticket := &ticket{verdicts: make([]Verdict, b.Len()), done: make(chan struct{})}
+		ticket := &mailTicket{verdicts: make([]Verdict, b.Len()), done: make(chan struct{})}
 		for i := range b.Len() {
-			if b.Event(i)[0] == selected {
+			if b.Event(i)[0] == mailSelected {
 				s.take(ticket, i, b.ID(i), readNote(b.Event(i)), at)
 			}
 		}
@@ -524,7 +524,7 @@ func TestEmailWays(t *testing.T) {
 // What the server says decides what becomes of the events.
 // covers: OPC-24
 func TestEmailAnswers(t *testing.T) {
-	busy, no := reply(450, smtp.EnhancedCode{4, 2, 0}, "later"), reply(550, smtp.EnhancedCode{5, 1, 1}, "never")
+	busy, no := smtpReply(450, smtp.EnhancedCode{4, 2, 0}, "later"), smtpReply(550, smtp.EnhancedCode{5, 1, 1}, "never")
 	tests := []struct {
 		name    string
 		change  func(*EmailConfig)
@@ -534,11 +534,11 @@ func TestEmailAnswers(t *testing.T) {
 		mails   int
 	}{
 		{"wrong password", func(c *EmailConfig) { c.Password = config.NewSecret("wrong") }, nil, Stop, "deliver.email_denied", 0},
-		{"login out of order", nil, func(o *postOffice) { o.auth = reply(454, smtp.EnhancedCode{4, 7, 0}, "later") }, Retry, "deliver.email_busy", 0},
+		{"login out of order", nil, func(o *postOffice) { o.auth = smtpReply(454, smtp.EnhancedCode{4, 7, 0}, "later") }, Retry, "deliver.email_busy", 0},
 		{"login is not known", nil, func(o *postOffice) {
-			o.server.AllowInsecureAuth, o.auth = false, reply(504, smtp.EnhancedCode{5, 5, 4}, "what")
+			o.server.AllowInsecureAuth, o.auth = false, smtpReply(504, smtp.EnhancedCode{5, 5, 4}, "what")
 		}, Stop, "deliver.email_denied", 0},
-		{"needs a login", func(c *EmailConfig) { c.Username, c.Password = "", config.Secret{} }, func(o *postOffice) { o.from = reply(530, smtp.EnhancedCode{5, 7, 0}, "log in") }, Stop, "deliver.email_sender_refused", 0},
+		{"needs a login", func(c *EmailConfig) { c.Username, c.Password = "", config.Secret{} }, func(o *postOffice) { o.from = smtpReply(530, smtp.EnhancedCode{5, 7, 0}, "log in") }, Stop, "deliver.email_sender_refused", 0},
 		{"sender unknown", nil, func(o *postOffice) { o.from = no }, Stop, "deliver.email_sender_refused", 0},
 		{"sender put off", nil, func(o *postOffice) { o.from = busy }, Retry, "deliver.email_busy", 0},
 		{"one recipient unknown", nil, func(o *postOffice) { o.rcpt["soc@example.org"] = no }, Done, "", 1},
@@ -546,9 +546,9 @@ func TestEmailAnswers(t *testing.T) {
 		{"one recipient put off", nil, func(o *postOffice) { o.rcpt["soc@example.org"] = busy }, Done, "", 1},
 		{"all recipients put off", nil, func(o *postOffice) { o.rcpt["soc@example.org"], o.rcpt["ann@example.org"] = busy, busy }, Retry, "deliver.email_busy", 0},
 		{"one unknown, one put off", nil, func(o *postOffice) { o.rcpt["soc@example.org"], o.rcpt["ann@example.org"] = busy, no }, Retry, "deliver.email_busy", 0},
-		{"mail too large", nil, func(o *postOffice) { o.data = reply(552, smtp.EnhancedCode{5, 3, 4}, "too large") }, Reject, "deliver.email_refused", 0},
-		{"no room", nil, func(o *postOffice) { o.data = reply(452, smtp.EnhancedCode{4, 3, 1}, "disk full") }, Retry, "deliver.email_busy", 0},
-		{"the first mail is against a policy", nil, func(o *postOffice) { o.data = reply(554, smtp.EnhancedCode{5, 7, 1}, "DMARC") }, Stop, "deliver.email_sender_refused", 0},
+		{"mail too large", nil, func(o *postOffice) { o.data = smtpReply(552, smtp.EnhancedCode{5, 3, 4}, "too large") }, Reject, "deliver.email_refused", 0},
+		{"no room", nil, func(o *postOffice) { o.data = smtpReply(452, smtp.EnhancedCode{4, 3, 1}, "disk full") }, Retry, "deliver.email_busy", 0},
+		{"the first mail is against a policy", nil, func(o *postOffice) { o.data = smtpReply(554, smtp.EnhancedCode{5, 7, 1}, "DMARC") }, Stop, "deliver.email_sender_refused", 0},
 		{"no STARTTLS", nil, func(o *postOffice) { o.server.TLSConfig = nil }, Stop, "deliver.email_setup", 0},
 		{"TLS expected at once", func(c *EmailConfig) { c.Encryption = EmailImplicit }, nil, Stop, "deliver.email_setup", 0},
 		{"another name", func(c *EmailConfig) { c.TLS.ServerName = "other.example.org" }, nil, Stop, "deliver.email_denied", 0},
@@ -592,7 +592,7 @@ func TestEmailRefused(t *testing.T) {
 	s := openMail(t, cfg)
 	defer s.Close()
 	mustDeliver(t, s, mailed(s, "a.b", "one", 0, `{"details":"x"}`))
-	heal := o.set(func() { o.data = reply(554, smtp.EnhancedCode{5, 7, 1}, "spam") })
+	heal := o.set(func() { o.data = smtpReply(554, smtp.EnhancedCode{5, 7, 1}, "spam") })
 	both := []*Event{event(1, `{"details":"y"}`), event(2, `{"details":"z"}`), event(3, `{"details":"x"}`)}
 	both[1].Type = "not.selected"
 	both[2].Source = "one"
@@ -607,14 +607,14 @@ func TestEmailRefused(t *testing.T) {
 	mustDeliver(t, s, mailed(s, "a.b", "one", 5, `{"details":"w"}`))
 }
 
-// inMemory serves mail over pipes, so that time in a bubble is the bubble's.
-type inMemory struct {
+// smtpInMemory serves mail over pipes, so that time in a bubble is the bubble's.
+type smtpInMemory struct {
 	conns  chan net.Conn
 	closed chan struct{}
 	once   sync.Once
 }
 
-func (m *inMemory) Accept() (net.Conn, error) {
+func (m *smtpInMemory) Accept() (net.Conn, error) {
 	select {
 	case c := <-m.conns:
 		return c, nil
@@ -623,14 +623,14 @@ func (m *inMemory) Accept() (net.Conn, error) {
 	}
 }
 
-func (m *inMemory) Close() error {
+func (m *smtpInMemory) Close() error {
 	m.once.Do(func() { close(m.closed) })
 	return nil
 }
 
-func (m *inMemory) Addr() net.Addr { return &net.TCPAddr{} }
+func (m *smtpInMemory) Addr() net.Addr { return &net.TCPAddr{} }
 
-func (m *inMemory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+func (m *smtpInMemory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	here, there := net.Pipe()
 	select {
 	case m.conns <- there:
@@ -647,7 +647,7 @@ func inBubble(t *testing.T, change func(*EmailConfig), test func(t *testing.T, o
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		o := &postOffice{rcpt: map[string]error{}}
-		l := &inMemory{conns: make(chan net.Conn), closed: make(chan struct{})}
+		l := &smtpInMemory{conns: make(chan net.Conn), closed: make(chan struct{})}
 		o.serve(l)
 		cfg := defaultEmail()
 		cfg.Address, cfg.From, cfg.To = "localhost:25", "penstock@example.org", []string{"soc@example.org", "ann@example.org"}
@@ -680,7 +680,7 @@ func answered(t *testing.T, out chan Result) bool {
 	return len(out) > 0
 }
 
-func said(words string) string { return fmt.Sprintf(`{"details":%q}`, words) }
+func inDetails(words string) string { return fmt.Sprintf(`{"details":%q}`, words) }
 
 // A burst makes one mail, and confirms nothing before it is sent. The next mails of
 // the group keep their distance.
@@ -689,10 +689,10 @@ func TestEmailDigest(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
 		var outs []chan Result
 		for i := range 100 {
-			outs = append(outs, deliverLater(t, s, mailed(s, "a.b", "one", i, said(fmt.Sprint("burst ", i)))))
+			outs = append(outs, deliverLater(t, s, mailed(s, "a.b", "one", i, inDetails(fmt.Sprint("burst ", i)))))
 			time.Sleep(100 * time.Millisecond)
 		}
-		other := deliverLater(t, s, mailed(s, "a.b", "two", 100, said("x")))
+		other := deliverLater(t, s, mailed(s, "a.b", "two", 100, inDetails("x")))
 		time.Sleep(19 * time.Second)
 		if n := len(o.taken()); n != 0 || answered(t, outs[0]) {
 			t.Errorf("%d mails before group_wait", n)
@@ -706,12 +706,12 @@ func TestEmailDigest(t *testing.T) {
 		if n := len(o.taken()); n != 1 || answered(t, other) {
 			t.Errorf("%d mails of one group", n)
 		}
-		header, text := read(t, o.taken()[0].raw)
-		if subject(t, header) != "penstock: 100 selected events from one" || !strings.Contains(text, "burst 49\n50 more\n") || strings.Contains(text, "burst 50") {
+		header, text := readMail(t, o.taken()[0].raw)
+		if subjectOf(t, header) != "penstock: 100 selected events from one" || !strings.Contains(text, "burst 49\n50 more\n") || strings.Contains(text, "burst 50") {
 			t.Errorf("%v %s", header, text)
 		}
 		<-other
-		next := deliverLater(t, s, mailed(s, "a.b", "one", 200, said("next")))
+		next := deliverLater(t, s, mailed(s, "a.b", "one", 200, inDetails("next")))
 		time.Sleep(4 * time.Minute)
 		if answered(t, next) {
 			t.Error("mailed within group_interval")
@@ -722,9 +722,9 @@ func TestEmailDigest(t *testing.T) {
 			t.Errorf("%d mails", n)
 		}
 		// The mails of a group refer to the same one, and have each their own id.
-		first, _ := read(t, o.taken()[0].raw)
-		second, _ := read(t, o.taken()[1].raw)
-		third, _ := read(t, o.taken()[2].raw)
+		first, _ := readMail(t, o.taken()[0].raw)
+		second, _ := readMail(t, o.taken()[1].raw)
+		third, _ := readMail(t, o.taken()[2].raw)
 		if first.Get("References") != third.Get("References") || first.Get("References") == second.Get("References") || first.Get("Message-ID") == third.Get("Message-ID") {
 			t.Errorf("%v %v %v", first, second, third)
 		}
@@ -735,11 +735,11 @@ func TestEmailDigest(t *testing.T) {
 // counts it.
 func TestEmailRepeats(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
-		<-deliverLater(t, s, mailed(s, "a.b", "one", 0, said("down"), said("down")))
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 0, inDetails("down"), inDetails("down")))
 		first := time.Now()
 		for i := range 46 {
 			time.Sleep(5 * time.Minute)
-			if out := deliverLater(t, s, mailed(s, "a.b", "one", 10+i, said("down"))); !answered(t, out) || (<-out).Verdict != Done {
+			if out := deliverLater(t, s, mailed(s, "a.b", "one", 10+i, inDetails("down"))); !answered(t, out) || (<-out).Verdict != Done {
 				t.Fatal("a repeat is held")
 			}
 		}
@@ -752,14 +752,14 @@ func TestEmailRepeats(t *testing.T) {
 		if len(mails) != 2 {
 			t.Fatalf("%d mails after %v", len(mails), time.Since(first))
 		}
-		header, text := read(t, mails[1].raw)
-		if subject(t, header) != "penstock: 46 selected events from one" || !strings.Contains(text, "Again, as in an earlier mail:") || !strings.Contains(text, "(46 times, last ") {
+		header, text := readMail(t, mails[1].raw)
+		if subjectOf(t, header) != "penstock: 46 selected events from one" || !strings.Contains(text, "Again, as in an earlier mail:") || !strings.Contains(text, "(46 times, last ") {
 			t.Errorf("%s", text)
 		}
 		// Something else brings the counts along.
-		<-deliverLater(t, s, mailed(s, "a.b", "one", 70, said("down")))
-		<-deliverLater(t, s, mailed(s, "a.b", "one", 71, said("up")))
-		if header, text = read(t, o.taken()[2].raw); subject(t, header) != "penstock: 2 selected events from one" || !strings.Contains(text, "    up\n\nAgain, as") {
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 70, inDetails("down")))
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 71, inDetails("up")))
+		if header, text = readMail(t, o.taken()[2].raw); subjectOf(t, header) != "penstock: 2 selected events from one" || !strings.Contains(text, "    up\n\nAgain, as") {
 			t.Errorf("%s", text)
 		}
 	})
@@ -769,11 +769,11 @@ func TestEmailRepeats(t *testing.T) {
 func TestEmailCap(t *testing.T) {
 	inBubble(t, func(c *EmailConfig) { c.MaxPerHour, c.GroupWait, c.GroupInterval = 3, time.Second, 0 }, func(t *testing.T, o *postOffice, s *emailSink) {
 		for i := range 3 {
-			<-deliverLater(t, s, mailed(s, "a.b", "one", i, said(fmt.Sprint(i))))
+			<-deliverLater(t, s, mailed(s, "a.b", "one", i, inDetails(fmt.Sprint(i))))
 		}
 		var outs []chan Result
 		for i := range 20 {
-			outs = append(outs, deliverLater(t, s, mailed(s, "a.b", fmt.Sprint("source", i), 10+i, said("x"), said("y"))))
+			outs = append(outs, deliverLater(t, s, mailed(s, "a.b", fmt.Sprint("source", i), 10+i, inDetails("x"), inDetails("y"))))
 		}
 		s.Hurry()
 		time.Sleep(59 * time.Minute)
@@ -789,8 +789,8 @@ func TestEmailCap(t *testing.T) {
 		if n := len(o.taken()); n != 4 {
 			t.Fatalf("%d mails", n)
 		}
-		header, text := read(t, o.taken()[3].raw)
-		if subject(t, header) != "penstock: 40 selected events from several sources" || strings.Count(text, "a.b") != 40 {
+		header, text := readMail(t, o.taken()[3].raw)
+		if subjectOf(t, header) != "penstock: 40 selected events from several sources" || strings.Count(text, "a.b") != 40 {
 			t.Errorf("%s", text)
 		}
 	})
@@ -799,17 +799,17 @@ func TestEmailCap(t *testing.T) {
 // Hurry sends what is held, and what is just on its way.
 func TestEmailHurry(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
-		out := deliverLater(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		out := deliverLater(t, s, mailed(s, "a.b", "one", 0, inDetails("x")))
 		s.Hurry()
 		if !answered(t, out) {
 			t.Error("still held")
 		}
 		time.Sleep(500 * time.Millisecond)
-		if out := deliverLater(t, s, mailed(s, "a.b", "one", 1, said("y"))); !answered(t, out) {
+		if out := deliverLater(t, s, mailed(s, "a.b", "one", 1, inDetails("y"))); !answered(t, out) {
 			t.Error("what was on its way is held")
 		}
 		time.Sleep(time.Second)
-		if out := deliverLater(t, s, mailed(s, "a.b", "one", 2, said("z"))); answered(t, out) {
+		if out := deliverLater(t, s, mailed(s, "a.b", "one", 2, inDetails("z"))); answered(t, out) {
 			t.Error("hurries for ever")
 		}
 	})
@@ -820,14 +820,14 @@ func TestEmailHurry(t *testing.T) {
 // covers: OPC-24
 func TestEmailOutage(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
-		heal := o.set(func() { o.from = reply(421, smtp.EnhancedCode{4, 3, 2}, "going down") })
-		held := deliverLater(t, s, mailed(s, "a.b", "one", 0, said("x")))
-		other := deliverLater(t, s, mailed(s, "a.b", "two", 1, said("y")))
+		heal := o.set(func() { o.from = smtpReply(421, smtp.EnhancedCode{4, 3, 2}, "going down") })
+		held := deliverLater(t, s, mailed(s, "a.b", "one", 0, inDetails("x")))
+		other := deliverLater(t, s, mailed(s, "a.b", "two", 1, inDetails("y")))
 		time.Sleep(time.Minute)
 		if answered(t, held) {
 			t.Error("given up")
 		}
-		out := deliverLater(t, s, mailed(s, "a.b", "one", 2, said("z")))
+		out := deliverLater(t, s, mailed(s, "a.b", "one", 2, inDetails("z")))
 		if res := <-out; res.Verdict != Retry || fault.CodeOf(res.Err) != "deliver.email_busy" {
 			t.Errorf("got %+v", res)
 		}
@@ -838,21 +838,21 @@ func TestEmailOutage(t *testing.T) {
 				t.Errorf("got %+v", res)
 			}
 		}
-		id, _ := read(t, o.taken()[0].raw)
+		id, _ := readMail(t, o.taken()[0].raw)
 		if tried := o.tried; tried < 4 || tried > 9 {
 			t.Errorf("%d attempts", tried)
 		}
 
-		o.set(func() { o.data = reply(451, smtp.EnhancedCode{4, 3, 0}, "no") })
+		o.set(func() { o.data = smtpReply(451, smtp.EnhancedCode{4, 3, 0}, "no") })
 		time.Sleep(time.Hour)
-		held, other = deliverLater(t, s, mailed(s, "a.b", "one", 3, said("v"))), deliverLater(t, s, mailed(s, "a.b", "two", 4, said("w")))
+		held, other = deliverLater(t, s, mailed(s, "a.b", "one", 3, inDetails("v"))), deliverLater(t, s, mailed(s, "a.b", "two", 4, inDetails("w")))
 		time.Sleep(6 * time.Minute)
 		for _, out := range []chan Result{held, other} {
 			if res := <-out; res.Verdict != Retry || res.Err == nil {
 				t.Errorf("got %+v", res)
 			}
 		}
-		if again, _ := read(t, o.taken()[0].raw); again.Get("Message-ID") != id.Get("Message-ID") {
+		if again, _ := readMail(t, o.taken()[0].raw); again.Get("Message-ID") != id.Get("Message-ID") {
 			t.Error("another id")
 		}
 	})
@@ -862,9 +862,9 @@ func TestEmailOutage(t *testing.T) {
 func TestEmailGreylisted(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
 		heal := o.set(func() {
-			o.rcpt = map[string]error{"ann@example.org": reply(450, smtp.EnhancedCode{4, 2, 0}, "greylisted")}
+			o.rcpt = map[string]error{"ann@example.org": smtpReply(450, smtp.EnhancedCode{4, 2, 0}, "greylisted")}
 		})
-		out := deliverLater(t, s, mailed(s, "a.b", "one", 0, said("x")))
+		out := deliverLater(t, s, mailed(s, "a.b", "one", 0, inDetails("x")))
 		time.Sleep(45 * time.Second)
 		if n := len(o.taken()); n != 1 || answered(t, out) {
 			t.Errorf("%d mails", n)
@@ -887,25 +887,25 @@ func TestEmailAbandoned(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		gone := make(chan Result, 1)
 		go func() {
-			gone <- s.Deliver(ctx, mailed(s, "a.b", "one", 0, said("both"), said("gone"), said("uncounted"), said("both")))
+			gone <- s.Deliver(ctx, mailed(s, "a.b", "one", 0, inDetails("both"), inDetails("gone"), inDetails("uncounted"), inDetails("both")))
 		}()
 		synctest.Wait()
-		stays := deliverLater(t, s, mailed(s, "a.b", "one", 10, said("both"), said("stays")))
+		stays := deliverLater(t, s, mailed(s, "a.b", "one", 10, inDetails("both"), inDetails("stays")))
 		cancel()
 		if res := <-gone; res.Verdict != Retry || !errors.Is(res.Err, context.Canceled) {
 			t.Errorf("got %+v", res)
 		}
 		<-stays
-		header, text := read(t, o.taken()[0].raw)
-		if subject(t, header) != "penstock: 2 selected events from one" || strings.Contains(text, "gone") || strings.Contains(text, "times") || !strings.Contains(text, "both\n1 more") {
+		header, text := readMail(t, o.taken()[0].raw)
+		if subjectOf(t, header) != "penstock: 2 selected events from one" || strings.Contains(text, "gone") || strings.Contains(text, "times") || !strings.Contains(text, "both\n1 more") {
 			t.Errorf("%s", text)
 		}
 
 		// The same while the server fails.
-		heal := o.set(func() { o.from = reply(451, smtp.EnhancedCode{4, 3, 0}, "no") })
+		heal := o.set(func() { o.from = smtpReply(451, smtp.EnhancedCode{4, 3, 0}, "no") })
 		time.Sleep(time.Hour)
 		ctx, cancel = context.WithCancel(t.Context())
-		go func() { gone <- s.Deliver(ctx, mailed(s, "a.b", "one", 20, said("gone"))) }()
+		go func() { gone <- s.Deliver(ctx, mailed(s, "a.b", "one", 20, inDetails("gone"))) }()
 		time.Sleep(time.Minute)
 		cancel()
 		<-gone
@@ -914,15 +914,15 @@ func TestEmailAbandoned(t *testing.T) {
 		if n := len(o.taken()); n != 1 {
 			t.Errorf("%d mails", n)
 		}
-		<-deliverLater(t, s, mailed(s, "a.b", "one", 20, said("gone")))
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 20, inDetails("gone")))
 	})
 }
 
 // What is not selected is confirmed at once, while other events are held.
 func TestEmailOthers(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
-		held := deliverLater(t, s, mailed(s, "a.b", "one", 0, said("x")))
-		out := deliverLater(t, s, mailed(s, "a.c", "one", 1, said("x"), said("y")))
+		held := deliverLater(t, s, mailed(s, "a.b", "one", 0, inDetails("x")))
+		out := deliverLater(t, s, mailed(s, "a.c", "one", 1, inDetails("x"), inDetails("y")))
 		if !answered(t, out) || (<-out).Verdict != Done || answered(t, held) {
 			t.Error("held")
 		}
@@ -938,27 +938,27 @@ func TestEmailOthers(t *testing.T) {
 func TestEmailBounds(t *testing.T) {
 	inBubble(t, func(c *EmailConfig) { c.GroupBy, c.MaxPerHour = []EmailGroup{EmailByAccount}, 3600 }, func(t *testing.T, o *postOffice, s *emailSink) {
 		var events []*Event
-		for i := range 2 * mostGroups {
-			e := event(i, said("x"))
+		for i := range 2 * mostMailGroups {
+			e := event(i, inDetails("x"))
 			e.Account = fmt.Sprint(i)
 			events = append(events, e)
 		}
 		if res := <-deliverLater(t, s, batchOfEvents(s, events...)); res.Verdict != Done {
 			t.Errorf("got %+v", res)
 		}
-		if n := len(o.taken()); n != mostGroups+1 || len(s.groups) > mostGroups+1 {
+		if n := len(o.taken()); n != mostMailGroups+1 || len(s.groups) > mostMailGroups+1 {
 			t.Errorf("%d mails, %d groups", n, len(s.groups))
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for i := range mostTold + 100 {
-			s.tell(s.groups["all others"], mark{byte(i), byte(i >> 8), 1}, time.Now())
+		for i := range mostMailsTold + 100 {
+			s.tell(s.groups["all others"], mailMark{byte(i), byte(i >> 8), 1}, time.Now())
 		}
 		n := 0
 		for _, g := range s.groups {
 			n += len(g.told)
 		}
-		if n != s.told || n > mostTold {
+		if n != s.told || n > mostMailsTold {
 			t.Errorf("%d lines are remembered, %d by count", n, s.told)
 		}
 		s.forget(time.Now().Add(24 * time.Hour))
@@ -1042,7 +1042,7 @@ func FuzzEmail(f *testing.F) {
 				t.Fatalf("line %q", line)
 			}
 		}
-		header, text := read(t, raw)
+		header, text := readMail(t, raw)
 		if len(header) != 15 || header.Get("Bcc") != "" || len(header["Subject"]) != 1 {
 			t.Fatalf("%d headers: %v", len(header), header)
 		}
@@ -1077,7 +1077,7 @@ func BenchmarkEmail(b *testing.B) {
 	})
 	b.Run("mails", func(b *testing.B) {
 		o := &postOffice{rcpt: map[string]error{}}
-		l := &inMemory{conns: make(chan net.Conn), closed: make(chan struct{})}
+		l := &smtpInMemory{conns: make(chan net.Conn), closed: make(chan struct{})}
 		o.serve(l)
 		defer o.close()
 		cfg.Encryption, cfg.Select.Types = EmailPlain, []string{"a.b"}

@@ -23,14 +23,14 @@ const mailTime = "2006-01-02T15:04:05.000Z07:00"
 // message is the whole mail of a letter. It is the same for the same events but for
 // its date. Nothing of an event gets into a header but the name of its source.
 // Source: formats F-31; RFC 5322; RFC 3834 for Auto-Submitted.
-func (s *emailSink) message(l *letter) []byte {
+func (s *emailSink) message(l *mailLetter) []byte {
 	var total int
 	var ids idSum
 	var keys []string
 	source, several := "", false
 	for i := range l.sections {
 		x := &l.sections[i]
-		for _, p := range []*pile{&x.fresh, &x.again} {
+		for _, p := range []*mailPile{&x.fresh, &x.again} {
 			if p.count == 0 {
 				continue
 			}
@@ -75,7 +75,7 @@ func (s *emailSink) message(l *letter) []byte {
 }
 
 // text is the body of a mail.
-func (s *emailSink) text(l *letter, title string) []byte {
+func (s *emailSink) text(l *mailLetter, title string) []byte {
 	out := []byte(title + "\n")
 	left := s.cfg.MaxListed
 	for i := range l.sections {
@@ -84,25 +84,25 @@ func (s *emailSink) text(l *letter, title string) []byte {
 		if len(x.group.labels) > 0 {
 			out = append(out, strings.Join(x.group.labels, ", ")+"\n\n"...)
 		}
-		out, left = appendPile(out, &x.fresh, left)
+		out, left = appendMailPile(out, &x.fresh, left)
 		if x.again.count > 0 {
 			if x.fresh.count > 0 {
 				out = append(out, '\n')
 			}
 			out = append(out, "Again, as in an earlier mail:\n\n"...)
-			out, left = appendPile(out, &x.again, left)
+			out, left = appendMailPile(out, &x.again, left)
 		}
 	}
 	return append(out, "\n-- \nSent by penstock for its destination "+s.name+".\n"...)
 }
 
-// appendPile lists up to most lines by time and counts the rest.
-func appendPile(out []byte, p *pile, most int) ([]byte, int) {
+// appendMailPile lists up to most lines by time and counts the rest.
+func appendMailPile(out []byte, p *mailPile, most int) ([]byte, int) {
 	lines := slices.Clone(p.order)
-	slices.SortStableFunc(lines, func(a, b *line) int { return cmp.Compare(a.first, b.first) })
+	slices.SortStableFunc(lines, func(a, b *mailLine) int { return cmp.Compare(a.first, b.first) })
 	more := p.count
 	for _, l := range lines[:min(most, len(lines))] {
-		out = appendEntry(out, l)
+		out = appendMailEntry(out, l)
 		more -= l.count
 	}
 	if more > 0 {
@@ -111,9 +111,9 @@ func appendPile(out []byte, p *pile, most int) ([]byte, int) {
 	return out, most - min(most, len(lines))
 }
 
-// appendEntry writes time, type, who and details of a line.
-func appendEntry(out []byte, l *line) []byte {
-	out = appendTime(out, l.first)
+// appendMailEntry writes time, type, who and details of a line.
+func appendMailEntry(out []byte, l *mailLine) []byte {
+	out = appendMailTime(out, l.first)
 	out = append(append(out, "  "...), l.kind...)
 	if l.who != "" {
 		out = append(append(out, "  "...), l.who...)
@@ -121,7 +121,7 @@ func appendEntry(out []byte, l *line) []byte {
 	if l.count > 1 {
 		out = append(out, "  ("+strconv.Itoa(l.count)+" times"...)
 		if l.last != l.first {
-			out = appendTime(append(out, ", last "...), l.last)
+			out = appendMailTime(append(out, ", last "...), l.last)
 		}
 		out = append(out, ')')
 	}
@@ -132,7 +132,7 @@ func appendEntry(out []byte, l *line) []byte {
 	return out
 }
 
-func appendTime(out []byte, ns int64) []byte {
+func appendMailTime(out []byte, ns int64) []byte {
 	if ns == 0 {
 		return append(out, "time unknown"...)
 	}
@@ -147,7 +147,7 @@ func showable(r rune) bool { return unicode.IsPrint(r) }
 // clean and cut.
 func appendValueAt(dst, doc []byte, paths [][]string, most int) []byte {
 	for _, path := range paths {
-		v := valueAt(document.Trim(doc), path)
+		v := valueAtPath(document.Trim(doc), path)
 		switch document.KindOf(v) {
 		case document.None, document.Null:
 			continue
@@ -159,15 +159,15 @@ func appendValueAt(dst, doc []byte, paths [][]string, most int) []byte {
 			v = v[:min(len(v), 12*(most+1))]
 		}
 		start := len(dst)
-		if dst = appendClean(dst, string(v), most); len(dst) > start {
+		if dst = appendMailText(dst, string(v), most); len(dst) > start {
 			return dst
 		}
 	}
 	return dst
 }
 
-// valueAt is the value at a path of object keys, nil when there is none.
-func valueAt(v []byte, path []string) []byte {
+// valueAtPath is the value at a path of object keys, nil when there is none.
+func valueAtPath(v []byte, path []string) []byte {
 	for _, name := range path {
 		if document.KindOf(v) != document.Object {
 			return nil

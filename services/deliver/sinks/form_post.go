@@ -45,7 +45,7 @@ func (f RowFormat) appendLine(dst []byte, e *Event) []byte {
 	}
 	start := len(dst)
 	dst = appendDoc(dst, document.Trim(e.Doc))
-	if row := dst[start:]; document.KindOf(row) != document.Object || row[len(row)-1] != '}' || hasMember(row, "event_id") {
+	if row := dst[start:]; document.KindOf(row) != document.Object || row[len(row)-1] != '}' || rowHas(row, "event_id") {
 		return append(dst, '\n')
 	}
 	dst = bytes.TrimRight(dst[:len(dst)-1], " \t")
@@ -57,8 +57,8 @@ func (f RowFormat) appendLine(dst []byte, e *Event) []byte {
 	return append(dst, "\"}\n"...)
 }
 
-// hasMember tells whether an object has a member of this name.
-func hasMember(object []byte, name string) bool {
+// rowHas tells whether an object has a member of this name.
+func rowHas(object []byte, name string) bool {
 	if !bytes.Contains(object, []byte(name)) {
 		return false
 	}
@@ -164,16 +164,16 @@ func (s *formPost) Close() error {
 	return nil
 }
 
-// forms holds bodies.
-var forms = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+// formBodies holds bodies.
+var formBodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // Deliver sends one request.
 func (s *formPost) Deliver(ctx context.Context, b Batch) Result {
-	form := forms.Get().(*bytes.Buffer)
-	defer forms.Put(form)
+	form := formBodies.Get().(*bytes.Buffer)
+	defer formBodies.Put(form)
 	form.Reset()
 	id := key(b)
-	limit := boundary(id, b.Bytes())
+	limit := formBoundary(id, b.Bytes())
 	s.write(form, limit, b.Bytes())
 	r := call{method: http.MethodPost, url: s.url, body: form.Bytes(), header: http.Header{
 		"Content-Type":    {"multipart/form-data; boundary=" + limit},
@@ -195,8 +195,8 @@ func (s *formPost) write(form *bytes.Buffer, limit string, rows []byte) {
 	form.WriteString("\r\n--" + limit + "--\r\n")
 }
 
-// boundary returns one that does not occur in rows: the same for the same events.
-func boundary(id string, rows []byte) string {
+// formBoundary returns one that does not occur in rows: the same for the same events.
+func formBoundary(id string, rows []byte) string {
 	limit := "penstock-" + id
 	for bytes.Contains(rows, []byte(limit)) {
 		sum := sha256.Sum256([]byte(limit))

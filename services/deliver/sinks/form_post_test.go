@@ -210,7 +210,7 @@ func FuzzForm(f *testing.F) {
 		}
 		b := batchOf(s, 0, docs...)
 		var form bytes.Buffer
-		limit := boundary(key(b), b.Bytes())
+		limit := formBoundary(key(b), b.Bytes())
 		s.write(&form, limit, b.Bytes())
 		parts := multipart.NewReader(&form, limit)
 		part, err := parts.NextPart()
