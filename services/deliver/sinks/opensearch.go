@@ -742,7 +742,8 @@ type signing struct {
 
 // RoundTrip implements [http.RoundTripper].
 func (s *signing) RoundTrip(r *http.Request) (*http.Response, error) {
-	creds, err := s.creds.Retrieve(r.Context())
+	ctx := r.Context()
+	creds, err := s.creds.Retrieve(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -759,9 +760,9 @@ func (s *signing) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 	sum := hex.EncodeToString(h.Sum(nil))
-	r = r.Clone(r.Context())
+	r = r.Clone(ctx)
 	r.Header.Set("X-Amz-Content-Sha256", sum)
-	if err := s.signer.SignHTTP(r.Context(), creds, r, sum, s.service, s.region, time.Now()); err != nil {
+	if err := s.signer.SignHTTP(ctx, creds, r, sum, s.service, s.region, time.Now()); err != nil {
 		return nil, err
 	}
 	return s.roundTripper.RoundTrip(r)

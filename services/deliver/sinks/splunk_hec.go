@@ -567,7 +567,7 @@ const (
 )
 
 // hecText is what the codes mean. The text of an answer is not shown: it is foreign.
-var hecText = map[int]string{
+var hecText = map[int]string{ //nolint:gosec // no credentials, but what is said about them
 	hecTokenDisabled: "the token is disabled", hecTokenRequired: "a token is required", hecAuthorization: "the authorization is not valid",
 	hecTokenInvalid: "the token is not valid", hecNoData: "no data", hecDataFormat: "the format is not valid", hecIncorrectIndex: "incorrect index",
 	hecBusy: "the server is busy", hecNoChannel: "the channel is missing", hecBadChannel: "the channel is not valid",
@@ -690,6 +690,11 @@ func (d *hecDelivery) accepted(p hecSpan, r call, id *uint64) Result {
 	case s.cfg.Ack == HECAckOff:
 	case id != nil:
 		s.learn(hecAcksOffered)
+		for _, w := range d.wait {
+			if w.id == *id { // of two indexers: which of them an answer is about cannot be told
+				return Result{Verdict: Retry, Err: errHECUnacknowledged.New(nil, "%s: two requests have one number", s.doing(r))}
+			}
+		}
 		d.wait = append(d.wait, hecWait{p, *id})
 		return Result{}
 	case s.cfg.Ack == HECAckOn:

@@ -827,6 +827,26 @@ func TestHECBalancer(t *testing.T) {
 	}
 }
 
+// A batch in parts, which a balancer without cookies gives to several indexers: two of
+// them may give the parts one number. An answer about it confirms neither.
+func TestHECNumbersOfTwoIndexers(t *testing.T) {
+	f := newHECFarSide(t, 2)
+	defer f.Close()
+	f.acks = true
+	f.bad = func(e hecSent) bool { return string(e.Event) == `{"n":2}` }
+	s := openHEC(t, f.config(t), Deps{})
+	b := batchOf(s, 0, `{"n":0}`, `{"n":1}`, `{"n":2}`, `{"n":3}`, `{"n":4}`)
+	res := s.Deliver(t.Context(), b)
+	if res.Verdict != Retry || fault.CodeOf(res.Err) != "deliver.splunk_hec_unacknowledged" || len(res.Items) != 1 || res.Items[0].Index != 2 {
+		t.Fatalf("%+v", res)
+	}
+	settle(t, s, b.data, b.items, 5, func(id messages.ID, v Verdict) {
+		if (v == Reject) != (id == b.ID(2)) {
+			t.Errorf("event %s: %v", id, v)
+		}
+	})
+}
+
 func TestHECCookiesAreBounded(t *testing.T) {
 	var c hecChannel
 	for i := range 100 {
