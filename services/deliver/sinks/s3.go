@@ -130,7 +130,7 @@ type S3Config struct {
 	Bucket string `yaml:"bucket"`
 	// Prefix that all keys begin with, e.g. siem/tenant-a. A slash is put behind it.
 	Prefix string `yaml:"prefix"`
-	// Key of an object behind the prefix, without an ending. {event_type}, {source}, {account}, {region}, {yyyy}, {MM}, {dd}, {HH}, {mm} and {id} are filled in. Events with different folders go to different objects; time in the last part is that of the first event of the object, which has to have {id} there.
+	// Key of an object behind the prefix, without an ending. {type}, {source}, {account}, {region}, {yyyy}, {MM}, {dd}, {HH}, {mm} and {id} are filled in. Events with different folders go to different objects; time in the last part is that of the first event of the object, which has to have {id} there.
 	Key string `yaml:"key"`
 	// Format of an object: json (a line per event, its document with event_id), envelope (a line with penstock's id, type, time, source, account and region), syslog (as json without braces) or parquet.
 	Format S3Format `yaml:"format"`
@@ -342,24 +342,24 @@ func (s *s3Sink) Hurry() {
 // stored or, for parquet, its columns.
 func (s *s3Sink) Append(dst []byte, e *Event) []byte {
 	partition := s.layout.partition(e)
-	dst = appendText(dst, partition)
+	dst = appendLong(dst, partition)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(e.Time)) //nolint:gosec // read back as it was
 	return s.encoder.append(dst, e)
 }
 
-func appendText(dst []byte, s string) []byte {
+func appendLong(dst []byte, s string) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 
-// cutText takes a text off the front of b, which Append wrote.
-func cutText(b []byte) (text, rest []byte) {
+// cutLong takes a text off the front of b, which Append wrote.
+func cutLong(b []byte) (text, rest []byte) {
 	n, size := binary.Uvarint(b)
 	end := size + int(n) //nolint:gosec // within b
 	return b[size:end], b[end:]
 }
 
-// group is the events of a batch that go to one object.
-type group struct {
+// s3Group is the events of a batch that go to one object.
+type s3Group struct {
 	partition   string
 	at          []int    // places in the batch
 	events      [][]byte // in step, as they are stored or as columns
@@ -371,16 +371,16 @@ type group struct {
 	member []byte // compressed lines
 }
 
-// groups parts a batch by partition.
-func groups(b Batch) []*group {
-	var all []*group
-	var last *group
-	known := map[string]*group{}
+// s3Groups parts a batch by partition.
+func s3Groups(b Batch) []*s3Group {
+	var all []*s3Group
+	var last *s3Group
+	known := map[string]*s3Group{}
 	for i := range b.items {
-		partition, rest := cutText(b.Event(i))
+		partition, rest := cutLong(b.Event(i))
 		if last == nil || last.partition != string(partition) {
 			if last = known[string(partition)]; last == nil {
-				last = &group{partition: string(partition)}
+				last = &s3Group{partition: string(partition)}
 				known[last.partition] = last
 				all = append(all, last)
 			}
@@ -391,7 +391,7 @@ func groups(b Batch) []*group {
 	return all
 }
 
-func (g *group) add(i int, id []byte, at int64, event []byte) {
+func (g *s3Group) add(i int, id []byte, at int64, event []byte) {
 	if len(g.at) == 0 {
 		g.stamp = cmp.Or(at, time.Now().UnixNano())
 	}
@@ -409,7 +409,7 @@ func (s *s3Sink) Deliver(ctx context.Context, b Batch) Result {
 		return s.failed(context.Cause(ctx))
 	}
 	each := make([]*Result, b.Len())
-	parts := groups(b)
+	parts := s3Groups(b)
 	if s.cfg.Batch.Age == 0 {
 		s.store(ctx, parts, each)
 		return combined(each)
@@ -448,14 +448,14 @@ func (s *s3Sink) Deliver(ctx context.Context, b Batch) Result {
 	return combined(each)
 }
 
-func (g *group) judge(each []*Result, res *Result) {
+func (g *s3Group) judge(each []*Result, res *Result) {
 	for _, i := range g.at {
 		each[i] = res
 	}
 }
 
 // store makes an object of each group, at once.
-func (s *s3Sink) store(ctx context.Context, parts []*group, each []*Result) {
+func (s *s3Sink) store(ctx context.Context, parts []*s3Group, each []*Result) {
 	for _, g := range parts {
 		s.encoder.compress(g)
 		o := s.object(g)
@@ -536,7 +536,7 @@ func (s *s3Sink) sealing(n int) []*s3Object {
 }
 
 // put adds a group to the object that is being filled.
-func (s *s3Sink) put(ctx context.Context, g *group) (*s3Object, error) {
+func (s *s3Sink) put(ctx context.Context, g *s3Group) (*s3Object, error) {
 	for {
 		if err := s.room(ctx); err != nil {
 			return nil, err
@@ -555,7 +555,7 @@ func (s *s3Sink) put(ctx context.Context, g *group) (*s3Object, error) {
 
 // filling returns the object for g, on which one more waits, and older ones that have to
 // make place for it.
-func (s *s3Sink) filling(g *group) (*s3Object, []*s3Object) {
+func (s *s3Sink) filling(g *s3Group) (*s3Object, []*s3Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var sealed []*s3Object
@@ -795,8 +795,8 @@ func (s *s3Sink) abort(ctx context.Context, key, upload string) error {
 	return err
 }
 
-// metadata of an object that is put whole. Source: formats F-31.
-func metadata(count, first, last int64, content []byte) map[string]string {
+// objectMetadata of an object that is put whole. Source: formats F-31.
+func objectMetadata(count, first, last int64, content []byte) map[string]string {
 	m := map[string]string{"event-count": strconv.FormatInt(count, 10), "sha256": hex.EncodeToString(content)}
 	if first != 0 {
 		m["first-event-time"] = time.Unix(0, first).UTC().Format(time.RFC3339Nano)

@@ -29,11 +29,11 @@ func uploadID() string {
 type s3Encoder struct {
 	format  S3Format
 	packing S3Compression
-	zippers sync.Pool // of *packer
+	zippers sync.Pool // of *s3Packer
 }
 
-// packer compresses one group after the other.
-type packer struct {
+// s3Packer compresses one group after the other.
+type s3Packer struct {
 	buf bytes.Buffer
 	w   interface {
 		io.WriteCloser
@@ -44,7 +44,7 @@ type packer struct {
 func newS3Encoder(cfg S3Config) *s3Encoder {
 	e := &s3Encoder{format: cfg.Format, packing: cfg.compression()}
 	e.zippers.New = func() any {
-		p := &packer{}
+		p := &s3Packer{}
 		switch e.packing {
 		case S3Gzip:
 			p.w, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is valid
@@ -65,7 +65,7 @@ func (e *s3Encoder) append(dst []byte, ev *Event) []byte {
 	case S3Parquet:
 		dst = binary.LittleEndian.AppendUint64(dst, uint64(ev.Time)) //nolint:gosec // read back as it was
 		for _, text := range []string{ev.Type, ev.Source, ev.Account, ev.Region} {
-			dst = appendText(dst, text)
+			dst = appendLong(dst, text)
 		}
 		return appendDoc(dst, ev.Doc)
 	case S3JSON, S3Syslog:
@@ -129,7 +129,7 @@ func has(doc []byte, name string) bool {
 }
 
 // compress makes one member or frame of the lines of a group.
-func (e *s3Encoder) compress(g *group) {
+func (e *s3Encoder) compress(g *s3Group) {
 	if e.format == S3Parquet {
 		return
 	}
@@ -137,7 +137,7 @@ func (e *s3Encoder) compress(g *group) {
 		g.member = bytes.Join(g.events, nil)
 		return
 	}
-	p := e.zippers.Get().(*packer)
+	p := e.zippers.Get().(*s3Packer)
 	defer e.zippers.Put(p)
 	p.buf.Reset()
 	p.w.Reset(&p.buf)
@@ -166,7 +166,7 @@ func readRow(id messages.ID, columns []byte) s3Row {
 	columns = columns[8:]
 	for _, text := range []*string{&r.Type, &r.Source, &r.Account, &r.Region} {
 		var b []byte
-		b, columns = cutText(columns)
+		b, columns = cutLong(columns)
 		*text = string(b)
 	}
 	r.Event = columns

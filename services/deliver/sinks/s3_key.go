@@ -16,14 +16,14 @@ import (
 // different folders or names go to different objects.
 type keyLayout struct {
 	prefix string
-	tokens []keyToken
+	tokens []s3KeyToken
 	// name is the place of the first token behind the last slash.
 	name int
-	last atomic.Pointer[keyed]
+	last atomic.Pointer[s3Keyed]
 }
 
-// keyToken is a text as it stands, or something left open.
-type keyToken struct {
+// s3KeyToken is a text as it stands, or something left open.
+type s3KeyToken struct {
 	text string
 	open string
 }
@@ -32,7 +32,7 @@ type keyToken struct {
 var timeForms = map[string]string{"yyyy": "2006", "MM": "01", "dd": "02", "HH": "15", "mm": "04"}
 
 var (
-	errKeyBrace = errors.New("there is a brace that belongs to none of {event_type}, {source}, {account}, {region}, {yyyy}, {MM}, {dd}, {HH}, {mm} and {id}")
+	errKeyBrace = errors.New("there is a brace that belongs to none of {type}, {source}, {account}, {region}, {yyyy}, {MM}, {dd}, {HH}, {mm} and {id}")
 	errKeyID    = errors.New("{id} is not in the last part: objects would replace one another")
 	errKeySlash = errors.New("a key begins with no slash, ends with none, and has no two in a row")
 	errKeyLong  = errors.New("more than 512 bytes")
@@ -65,7 +65,7 @@ func parseKey(prefix, text string) (*keyLayout, error) {
 				part += "/"
 				l.name, identified = len(l.tokens)+1, false
 			}
-			l.tokens = append(l.tokens, keyToken{text: part})
+			l.tokens = append(l.tokens, s3KeyToken{text: part})
 			before = more
 		}
 		if !found {
@@ -77,11 +77,11 @@ func parseKey(prefix, text string) (*keyLayout, error) {
 			return nil, errKeyBrace
 		case name == "id":
 			identified = true
-		case name == "event_type", name == "source", name == "account", name == "region", timeForms[name] != "":
+		case name == "type", name == "source", name == "account", name == "region", timeForms[name] != "":
 		default:
 			return nil, errKeyBrace
 		}
-		l.tokens = append(l.tokens, keyToken{open: name})
+		l.tokens = append(l.tokens, s3KeyToken{open: name})
 		rest = more
 	}
 	if !identified {
@@ -90,8 +90,8 @@ func parseKey(prefix, text string) (*keyLayout, error) {
 	return l, nil
 }
 
-// keyed is the last event that was asked about, and its answer.
-type keyed struct {
+// s3Keyed is the last event that was asked about, and its answer.
+type s3Keyed struct {
 	kind, source, account, region string
 	minute                        int64
 	partition                     string
@@ -121,18 +121,18 @@ func (l *keyLayout) partition(e *Event) string {
 		case form != "":
 			b.WriteString(t.Format(form))
 		default:
-			b.WriteString(keyValue(valueOf(e, token.open)))
+			b.WriteString(keyValue(s3Value(e, token.open)))
 		}
 	}
-	k := &keyed{e.Type, e.Source, e.Account, e.Region, minute, b.String()}
+	k := &s3Keyed{e.Type, e.Source, e.Account, e.Region, minute, b.String()}
 	l.last.Store(k)
 	return k.partition
 }
 
-// valueOf is what e puts where a key is left open.
-func valueOf(e *Event, open string) string {
+// s3Value is what e puts where a key is left open.
+func s3Value(e *Event, open string) string {
 	switch open {
-	case "event_type":
+	case "type":
 		return e.Type
 	case "source":
 		return e.Source

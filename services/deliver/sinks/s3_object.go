@@ -65,13 +65,13 @@ type s3Object struct {
 }
 
 // object makes one.
-func (s *s3Sink) object(g *group) *s3Object {
+func (s *s3Sink) object(g *s3Group) *s3Object {
 	o := &s3Object{
 		s: s, partition: g.partition, turn: s.turn.Add(1), stamp: g.stamp, news: make(chan struct{}, 1), finished: make(chan struct{}),
 		content: sha256.New(), ids: sha256.New(), cancel: func() {},
 	}
 	if s.cfg.Format == S3Parquet {
-		o.rows = s.encoder.rows(chunked{o})
+		o.rows = s.encoder.rows(s3Chunks{o})
 	}
 	return o
 }
@@ -85,7 +85,7 @@ func (o *s3Object) poke() {
 }
 
 // add takes a group in, false when the object has no room for it or is sealed.
-func (o *s3Object) add(g *group) bool {
+func (o *s3Object) add(g *s3Group) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c := &o.s.cfg
@@ -132,15 +132,15 @@ func (o *s3Object) write(data []byte) {
 	}
 }
 
-// chunked writes what parquet makes.
-type chunked struct{ o *s3Object }
+// s3Chunks writes what parquet makes.
+type s3Chunks struct{ o *s3Object }
 
-func (c chunked) Write(p []byte) (int, error) {
+func (c s3Chunks) Write(p []byte) (int, error) {
 	c.o.write(p)
 	return len(p), nil
 }
 
-func (o *s3Object) writeRows(g *group) {
+func (o *s3Object) writeRows(g *s3Group) {
 	rows := make([]s3Row, len(g.at))
 	for i, columns := range g.events {
 		rows[i] = readRow(messages.ID(g.ids[i*len(messages.ID{}):]), columns)
@@ -345,7 +345,7 @@ func (o *s3Object) storeWhole(ctx context.Context) error {
 		return errS3Lost.New(broken, "write rows for destination %s", o.s.name)
 	}
 	o.key = o.name(hex.EncodeToString(o.ids.Sum(nil)[:16]))
-	err := o.s.putWhole(ctx, o.key, body, metadata(int64(o.events), o.first, o.last, o.content.Sum(nil)))
+	err := o.s.putWhole(ctx, o.key, body, objectMetadata(int64(o.events), o.first, o.last, o.content.Sum(nil)))
 	if err == nil {
 		o.stand("whole")
 	}

@@ -140,13 +140,13 @@ func linesIn(t testing.TB, key string, body []byte) []string {
 }
 
 // bench is an s3 sink that holds, and its far side.
-type bench struct {
+type s3Bench struct {
 	*cloud.Cloud
 	*s3Sink
 	sent int
 }
 
-func newBench(t testing.TB, change func(*S3Config)) *bench {
+func newS3Bench(t testing.TB, change func(*S3Config)) *s3Bench {
 	t.Helper()
 	c := newCloud(t, cloud.Options{})
 	cfg := defaultS3()
@@ -154,7 +154,7 @@ func newBench(t testing.TB, change func(*S3Config)) *bench {
 	if change != nil {
 		change(&cfg)
 	}
-	b := &bench{Cloud: c, s3Sink: openedS3(t, cfg)}
+	b := &s3Bench{Cloud: c, s3Sink: openedS3(t, cfg)}
 	t.Cleanup(func() {
 		must(t, b.s3Sink.Close())
 		c.Close()
@@ -162,15 +162,15 @@ func newBench(t testing.TB, change func(*S3Config)) *bench {
 	return b
 }
 
-// held is a batch that is with the sink.
-type held struct {
+// s3Held is a batch that is with the sink.
+type s3Held struct {
 	released chan struct{}
 	result   chan Result
 }
 
 // give delivers a batch, and returns once the sink has taken it over or refused it.
-func (b *bench) give(ctx context.Context, batch Batch) held {
-	h := held{make(chan struct{}), make(chan Result, 1)}
+func (b *s3Bench) give(ctx context.Context, batch Batch) s3Held {
+	h := s3Held{make(chan struct{}), make(chan Result, 1)}
 	released := sync.OnceFunc(func() { close(h.released) })
 	go func() {
 		res := b.Deliver(ctx, batch.Releasing(released))
@@ -182,10 +182,10 @@ func (b *bench) give(ctx context.Context, batch Batch) held {
 }
 
 // next is a batch of n events whose documents are so long, and do not compress.
-func (b *bench) next(n, size int) Batch {
+func (b *s3Bench) next(n, size int) Batch {
 	docs := make([]string, n)
 	for i := range docs {
-		docs[i] = fmt.Sprintf(`{"n":%d,"p":%q,"pad":%q}`, b.sent+i, secretPayload, noise(uint64(b.sent+i+1), size))
+		docs[i] = fmt.Sprintf(`{"n":%d,"p":%q,"pad":%q}`, b.sent+i, secretPayload, s3Noise(uint64(b.sent+i+1), size))
 	}
 	batch := batchOf(b.s3Sink, b.sent, docs...)
 	b.sent += n
@@ -193,7 +193,7 @@ func (b *bench) next(n, size int) Batch {
 }
 
 // noise is text that does not compress to less than three quarters.
-func noise(seed uint64, size int) string {
+func s3Noise(seed uint64, size int) string {
 	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"
 	out := make([]byte, size)
 	for i := range out {
@@ -205,7 +205,7 @@ func noise(seed uint64, size int) string {
 	return string(out)
 }
 
-func (h held) want(t *testing.T, v Verdict) Result {
+func (h s3Held) want(t *testing.T, v Verdict) Result {
 	t.Helper()
 	res := <-h.result
 	if res.Verdict != v {
@@ -215,13 +215,13 @@ func (h held) want(t *testing.T, v Verdict) Result {
 }
 
 // once fails unless each of the events sent is stored once.
-func (b *bench) once(t *testing.T) {
+func (b *s3Bench) once(t *testing.T) {
 	t.Helper()
 	expect(t, &world{received: func() []string { return objectLines(t, b.Cloud) }}, b.sent)
 }
 
 // wait waits for a state of the far side.
-func (b *bench) wait(t *testing.T, cond func() bool) {
+func (b *s3Bench) wait(t *testing.T, cond func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -231,8 +231,8 @@ func (b *bench) wait(t *testing.T, cond func() bool) {
 // Batches that are held become one object, which tells what is in it.
 // covers: F-31, OPC-5, OPC-10, OPC-12, LIM-24
 func TestS3Holds(t *testing.T) {
-	b := newBench(t, nil)
-	var all []held
+	b := newS3Bench(t, nil)
+	var all []s3Held
 	for range 5 {
 		all = append(all, b.give(t.Context(), b.next(100, 100)))
 	}
@@ -271,7 +271,7 @@ func TestS3Due(t *testing.T) {
 		"stored bytes": func(c *S3Config) { c.ObjectBytes = config.MiB; c.Compression = S3Plain },
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, change)
+			b := newS3Bench(t, change)
 			size := 200
 			if name == "stored bytes" {
 				size = 60_000
@@ -289,8 +289,8 @@ func TestS3Due(t *testing.T) {
 // No object is larger than it may be, as it is stored and before compression.
 // Guards against batches that end far from their limits.
 func TestS3LimitsHold(t *testing.T) {
-	b := newBench(t, func(c *S3Config) { c.ObjectBytes = 2 * config.MiB; c.Batch.Bytes = 5 * config.MiB })
-	var all []held
+	b := newS3Bench(t, func(c *S3Config) { c.ObjectBytes = 2 * config.MiB; c.Batch.Bytes = 5 * config.MiB })
+	var all []s3Held
 	for range 40 {
 		all = append(all, b.give(t.Context(), b.next(20, 20_000)))
 	}
@@ -309,7 +309,7 @@ func TestS3LimitsHold(t *testing.T) {
 }
 
 // fails waits until an upload has failed.
-func (b *bench) fails() {
+func (b *s3Bench) fails() {
 	for {
 		b.mu.Lock()
 		failing, changed := b.failing(), b.changed
@@ -325,8 +325,8 @@ func (b *bench) fails() {
 // with it.
 // covers: F-31
 func TestS3Parts(t *testing.T) {
-	b := newBench(t, func(c *S3Config) { c.Compression = S3Plain })
-	var all []held
+	b := newS3Bench(t, func(c *S3Config) { c.Compression = S3Plain })
+	var all []s3Held
 	most := int64(0)
 	for range 20 {
 		all = append(all, b.give(t.Context(), b.next(30, 100_000)))
@@ -363,9 +363,9 @@ func TestS3Outage(t *testing.T) {
 		"gone":   {cloud.Fault{Code: "NoSuchBucket"}, Stop},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, func(c *S3Config) { c.Compression = S3Plain })
+			b := newS3Bench(t, func(c *S3Config) { c.Compression = S3Plain })
 			heal := when(b.Cloud, tt.fault)
-			var all []held
+			var all []s3Held
 			for range 3 { // 9 MB: a part is full with the last
 				all = append(all, b.give(t.Context(), b.next(30, 100_000)))
 			}
@@ -396,14 +396,14 @@ func TestS3Outage(t *testing.T) {
 
 // A lifecycle rule has aborted the upload: its events are to be read again.
 func TestS3LostUpload(t *testing.T) {
-	b := newBench(t, func(c *S3Config) { c.Compression = S3Plain })
+	b := newS3Bench(t, func(c *S3Config) { c.Compression = S3Plain })
 	first, second := b.next(100, 100_000), b.next(10, 100)
 	one := b.give(t.Context(), first)
 	b.wait(t, func() bool { return b.Calls("UploadPart") == 1 && len(b.Uploads("out")) == 1 })
 	two := b.give(t.Context(), second)
 	b.AbortUploads("out")
 	b.Hurry()
-	for _, h := range []held{one, two} {
+	for _, h := range []s3Held{one, two} {
 		if res := h.want(t, Retry); fault.CodeOf(res.Err) != "deliver.s3_upload_lost" {
 			t.Errorf("%v", res.Err)
 		}
@@ -419,7 +419,7 @@ func TestS3LostUpload(t *testing.T) {
 func TestS3LostAnswer(t *testing.T) {
 	for _, op := range []string{"CompleteMultipartUpload", "UploadPart", "CreateMultipartUpload", "PutObject"} {
 		t.Run(op, func(t *testing.T) {
-			b := newBench(t, func(c *S3Config) { c.Compression = S3Plain })
+			b := newS3Bench(t, func(c *S3Config) { c.Compression = S3Plain })
 			var once sync.Once
 			b.SetFault(func(asked, _, _ string) (f cloud.Fault) {
 				if asked == op {
@@ -444,12 +444,12 @@ func TestS3LostAnswer(t *testing.T) {
 
 // When all who wait have gone, the object is given up, and nothing of it stays.
 func TestS3Abandoned(t *testing.T) {
-	for name, end := range map[string]func(b *bench, cancel func()){
-		"cancelled": func(_ *bench, cancel func()) { cancel() },
-		"closed":    func(b *bench, cancel func()) { cancel(); _ = b.s3Sink.Close() },
+	for name, end := range map[string]func(b *s3Bench, cancel func()){
+		"cancelled": func(_ *s3Bench, cancel func()) { cancel() },
+		"closed":    func(b *s3Bench, cancel func()) { cancel(); _ = b.s3Sink.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, func(c *S3Config) { c.Compression = S3Plain })
+			b := newS3Bench(t, func(c *S3Config) { c.Compression = S3Plain })
 			ctx, cancel := context.WithCancel(t.Context())
 			h := b.give(ctx, b.next(100, 100_000))
 			b.wait(t, func() bool { return b.Calls("UploadPart") == 1 })
@@ -467,7 +467,7 @@ func TestS3Abandoned(t *testing.T) {
 
 // One that gives up does not take others along.
 func TestS3OthersStay(t *testing.T) {
-	b := newBench(t, nil)
+	b := newS3Bench(t, nil)
 	stays := b.give(t.Context(), b.next(10, 100))
 	ctx, cancel := context.WithCancel(t.Context())
 	goes := b.give(ctx, batchOf(b.s3Sink, 5, plain(5, 5)...))
@@ -485,8 +485,8 @@ func TestS3OthersStay(t *testing.T) {
 // covers: F-31
 func TestS3Partitions(t *testing.T) {
 	const sources = 3 * mostOpen
-	b := newBench(t, func(c *S3Config) {
-		c.Prefix, c.Key = "siem/tenant-a", "{source}/{event_type}/{account}/{region}/{yyyy}-{MM}-{dd}/{HH}{mm}-{id}"
+	b := newS3Bench(t, func(c *S3Config) {
+		c.Prefix, c.Key = "siem/tenant-a", "{source}/{type}/{account}/{region}/{yyyy}-{MM}-{dd}/{HH}{mm}-{id}"
 	})
 	var data []byte
 	var items []Item
@@ -515,9 +515,9 @@ func TestS3Partitions(t *testing.T) {
 // The same events stored again replace the object; others never do.
 // covers: F-31
 func TestS3KeysAreOfEvents(t *testing.T) {
-	store := func(t *testing.T, b *bench, batches ...Batch) []string {
+	store := func(t *testing.T, b *s3Bench, batches ...Batch) []string {
 		t.Helper()
-		var all []held
+		var all []s3Held
 		for _, batch := range batches {
 			all = append(all, b.give(t.Context(), batch))
 		}
@@ -527,7 +527,7 @@ func TestS3KeysAreOfEvents(t *testing.T) {
 		}
 		return b.Keys("out")
 	}
-	b := newBench(t, nil)
+	b := newS3Bench(t, nil)
 	first, second := b.next(10, 100), b.next(10, 100)
 	one := store(t, b, first, second)
 	if again := store(t, b, first, second); !slices.Equal(one, again) || len(one) != 1 {
@@ -536,7 +536,7 @@ func TestS3KeysAreOfEvents(t *testing.T) {
 	if fewer := store(t, b, first); len(fewer) != 2 {
 		t.Errorf("an object of fewer events replaced one: %q", fewer)
 	}
-	large := newBench(t, func(c *S3Config) { c.Compression = S3Plain })
+	large := newS3Bench(t, func(c *S3Config) { c.Compression = S3Plain })
 	first, second = large.next(100, 100_000), large.next(10, 100)
 	store(t, large, first, second)
 	if keys := store(t, large, first); len(keys) != 2 {
@@ -547,7 +547,7 @@ func TestS3KeysAreOfEvents(t *testing.T) {
 // Nothing is stored where there is nothing to store.
 // covers: OPC-11
 func TestS3NothingIsEmpty(t *testing.T) {
-	b := newBench(t, func(c *S3Config) { c.Batch.Age = 10 * time.Millisecond })
+	b := newS3Bench(t, func(c *S3Config) { c.Batch.Age = 10 * time.Millisecond })
 	b.Hurry()
 	h := b.give(t.Context(), b.next(1, 10))
 	h.want(t, Done)
@@ -562,7 +562,7 @@ func TestS3NothingIsEmpty(t *testing.T) {
 func TestS3Asks(t *testing.T) {
 	const key = "arn:aws:kms:us-east-1:123456789012:key/k"
 	for _, large := range []bool{false, true} {
-		b := newBench(t, func(c *S3Config) {
+		b := newS3Bench(t, func(c *S3Config) {
 			c.SSE, c.KMSKeyID, c.BucketKey, c.StorageClass, c.ACL, c.Compression = S3KMS, key, true, "STANDARD_IA", "bucket-owner-full-control", S3Plain
 		})
 		size := 10
@@ -638,7 +638,7 @@ func FuzzS3Lines(f *testing.F) {
 func TestS3Compressions(t *testing.T) {
 	for _, packing := range []S3Compression{S3Auto, S3Gzip, S3Zstd, S3Plain} {
 		t.Run(string(packing), func(t *testing.T) {
-			b := newBench(t, func(c *S3Config) { c.Compression = packing })
+			b := newS3Bench(t, func(c *S3Config) { c.Compression = packing })
 			one, two := b.give(t.Context(), b.next(100, 1000)), b.give(t.Context(), b.next(100, 1000))
 			b.Hurry()
 			one.want(t, Done)
@@ -655,13 +655,13 @@ func TestS3Compressions(t *testing.T) {
 func TestS3Parquet(t *testing.T) {
 	for _, packing := range []S3Compression{S3Auto, S3Zstd, S3Gzip, S3Snappy, S3Plain} {
 		t.Run(string(packing), func(t *testing.T) {
-			b := newBench(t, func(c *S3Config) { c.Format, c.Compression = S3Parquet, packing })
+			b := newS3Bench(t, func(c *S3Config) { c.Format, c.Compression = S3Parquet, packing })
 			one, two := b.give(t.Context(), b.next(100, 300_000)), b.give(t.Context(), b.next(100, 100)) // several row groups
 			strange := event(b.sent, "[]")
 			strange.Time, strange.Account, strange.Region, strange.Type = 0, "", "", "x.y"
 			three := b.give(t.Context(), NewBatch(b.Append(nil, strange), []Item{{ID: strange.ID, End: len(b.Append(nil, strange))}}))
 			b.Hurry()
-			for _, h := range []held{one, two} {
+			for _, h := range []s3Held{one, two} {
 				h.want(t, Done)
 			}
 			three.want(t, Done)
@@ -757,7 +757,7 @@ func TestS3Keys(t *testing.T) {
 	tests := []struct{ name, prefix, key, want string }{
 		{"default", "", defaultS3().Key, "2026/01/05/0744-ID"},
 		{"prefix", "a/b/", "{id}", "a/b/ID"},
-		{"all", "p", "{event_type}/{source}/{account}/{region}/{yyyy}/{MM}/{dd}/{HH}/{mm}/{yyyy}{MM}{dd}T{HH}{mm}-{region}-{id}", "p/a.b/src_/unknown/_._etc/2026/01/05/07/44/20260105T0744-_._etc-ID"},
+		{"all", "p", "{type}/{source}/{account}/{region}/{yyyy}/{MM}/{dd}/{HH}/{mm}/{yyyy}{MM}{dd}T{HH}{mm}-{region}-{id}", "p/a.b/src_/unknown/_._etc/2026/01/05/07/44/20260105T0744-_._etc-ID"},
 		{"twice", "", "{id}-{id}", "ID-ID"},
 	}
 	for _, tt := range tests {
@@ -801,14 +801,14 @@ func BenchmarkS3(b *testing.B) {
 }
 
 func benchS3(b *testing.B, format S3Format, packing S3Compression) {
-	server := httptest.NewServer(http.HandlerFunc(swallow))
+	server := httptest.NewServer(http.HandlerFunc(s3Swallow))
 	defer server.Close()
 	cfg := defaultS3()
 	cfg.Bucket, cfg.Format, cfg.Compression, cfg.AWS, cfg.Batch.Age = "out", format, packing, awsAt(server.URL), time.Hour
 	s := openedS3(b, cfg)
 	size := 0
 	events := make([]*Event, 20_000)
-	for i, doc := range trails(len(events)) {
+	for i, doc := range s3Trails(len(events)) {
 		events[i] = event(i, "")
 		events[i].Doc = doc
 		size += len(doc)
@@ -849,9 +849,8 @@ func benchS3(b *testing.B, format S3Format, packing S3Compression) {
 	must(b, s.Close())
 }
 
-
-// swallow is the least of an S3.
-func swallow(w http.ResponseWriter, r *http.Request) {
+// s3Swallow is the least of an S3.
+func s3Swallow(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, r.Body)
 	q := r.URL.Query()
 	w.Header().Set("Etag", `"e"`)
@@ -864,11 +863,11 @@ func swallow(w http.ResponseWriter, r *http.Request) {
 }
 
 // trails are documents of the size and shape of CloudTrail's.
-func trails(n int) [][]byte {
+func s3Trails(n int) [][]byte {
 	all := make([][]byte, n)
 	for i := range all {
 		all[i] = fmt.Appendf(nil, `{"eventVersion":"1.08","userIdentity":{"type":"AssumedRole","principalId":"AROA%s:session-%d","arn":"arn:aws:sts::123456789012:assumed-role/role-%d/session-%d","accountId":"123456789012","accessKeyId":"ASIA%s"},"eventTime":"2026-01-05T07:%02d:%02dZ","eventSource":"ec2.amazonaws.com","eventName":"DescribeInstances","awsRegion":"eu-west-1","sourceIPAddress":"192.0.2.%d","userAgent":"aws-sdk-go-v2/1.47.7 os/linux lang/go#1.26","requestParameters":{"instancesSet":{"items":[{"instanceId":"i-%s"}]},"filterSet":{}},"responseElements":null,"requestID":"%s","eventID":"%s","readOnly":true,"eventType":"AwsApiCall","managementEvent":true,"recipientAccountId":"123456789012","eventCategory":"Management","tlsDetails":{"tlsVersion":"TLSv1.3","cipherSuite":"TLS_AES_128_GCM_SHA256","clientProvidedHostHeader":"ec2.eu-west-1.amazonaws.com"}}`,
-			noise(uint64(i%97+1), 16), i%13, i%17, i%13, noise(uint64(i%89+1), 16), i/60%60, i%60, i%250, noise(uint64(i+1), 17), noise(uint64(i+7), 36), noise(uint64(i+9), 36))
+			s3Noise(uint64(i%97+1), 16), i%13, i%17, i%13, s3Noise(uint64(i%89+1), 16), i/60%60, i%60, i%250, s3Noise(uint64(i+1), 17), s3Noise(uint64(i+7), 36), s3Noise(uint64(i+9), 36))
 	}
 	return all
 }
