@@ -95,7 +95,7 @@ func (p *pipeline) open(ctx context.Context, c deliver.Destination, bus *topolog
 	if err != nil {
 		return deliver.Opened{}, err
 	}
-	sink, err := sinks.Catalog.Open(ctx, c.Type, c.Options, sinks.Deps{Destination: c.Name, Log: log, Bus: bus, Events: events, Tags: p.tags()})
+	sink, err := sinks.Catalog.Open(ctx, c.Type, c.Options, sinks.Deps{Destination: c.Name, Log: log, Bus: bus, Events: events, Drain: c.DrainTimeout, Tags: p.tags()})
 	if err != nil {
 		return deliver.Opened{}, err
 	}
