@@ -93,7 +93,8 @@ func (f *otlpServer) start(t testing.TB, address string, config *tls.Config) {
 	}
 	f.addr, f.grpc = l.Addr().String(), grpc.NewServer(grpc.Creds(creds))
 	collogspb.RegisterLogsServiceServer(f.grpc, f)
-	go func() { _ = f.grpc.Serve(cuttingListener{l, &f.cut}) }()
+	server := f.grpc
+	go func() { _ = server.Serve(cuttingListener{l, &f.cut}) }()
 }
 
 func (f *otlpServer) close() {
