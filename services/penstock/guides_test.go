@@ -27,7 +27,7 @@ func TestGuides(t *testing.T) {
 			for _, secret := range strings.Split(block, "${")[1:] {
 				name, _, _ := strings.Cut(secret, "}")
 				name, _, _ = strings.Cut(name, ":-")
-				t.Setenv(name, "example-of-a-secret-that-is-long-enough")
+				t.Setenv(name, exampleSecret)
 			}
 			path := filepath.Join(t.TempDir(), "penstock.yaml")
 			if err := os.WriteFile(path, []byte(block), 0o600); err != nil {

@@ -39,6 +39,10 @@ func TestKinds(t *testing.T) {
 	}
 }
 
+// exampleSecret stands for every secret in examples and guides; it is also one of
+// Standard Webhooks.
+const exampleSecret = "whsec_ZXhhbXBsZSBvZiBhIHNlY3JldCBvZiAzMiBieXRlcyE="
+
 // checkExample loads an example as a configuration.
 func checkExample(t *testing.T, g group, k kind) {
 	t.Helper()
@@ -50,7 +54,7 @@ func checkExample(t *testing.T, g group, k kind) {
 	text := k.Example
 	for _, secret := range strings.Split(text, "${")[1:] {
 		name, _, _ := strings.Cut(secret, "}")
-		t.Setenv(name, "example")
+		t.Setenv(name, exampleSecret)
 	}
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
