@@ -22,8 +22,8 @@ type Destination struct {
 	Types []string `yaml:"types"`
 	// Where is a CEL expression over event.id, type, time, source, account, region and doc; events for which it is false are left out and counted. Empty means all.
 	Where string `yaml:"where"`
-	// From is where in the event log a new destination begins: oldest (all that is kept), now (what comes from now on) or a time as in RFC 3339, e.g. 2026-05-01T00:00:00Z. It has no effect on one that was there before.
-	From string `yaml:"from"`
+	// Begin is where in the event log a new destination begins: oldest (all that is kept), now (what comes from now on) or a time as in RFC 3339, e.g. 2026-05-01T00:00:00Z. It has no effect on one that was there before.
+	Begin string `yaml:"start"`
 	// Mask hides fields of the documents from this destination. What a rule of routes masks is hidden from all.
 	Mask []transform.Mask `yaml:"mask"`
 	// Concurrency caps the batches that are sent at the same time. Unit: batches.
@@ -73,16 +73,16 @@ func (BacklogPolicy) Values() []string { return []string{string(Hold), string(Sk
 
 // Words for where a new destination begins.
 const (
-	fromOldest = "oldest"
-	fromNow    = "now"
+	startOldest = "oldest"
+	startNow    = "now"
 )
 
 // Start is where in the event log the destination begins when it is new.
 func (d Destination) Start() topology.Start {
-	if d.From == fromNow {
+	if d.Begin == startNow {
 		return topology.Start{Now: true}
 	}
-	at, err := time.Parse(time.RFC3339, d.From)
+	at, err := time.Parse(time.RFC3339, d.Begin)
 	if err != nil {
 		return topology.Start{} // oldest: Validate refuses all else
 	}
@@ -92,7 +92,7 @@ func (d Destination) Start() topology.Start {
 // Defaults is a destination of which nothing is said.
 func Defaults() Destination {
 	return Destination{
-		From: fromOldest, Concurrency: 8, AdaptiveConcurrency: true, Backoff: Backoff{Initial: 500 * time.Millisecond, Max: time.Minute},
+		Begin: startOldest, Concurrency: 8, AdaptiveConcurrency: true, Backoff: Backoff{Initial: 500 * time.Millisecond, Max: time.Minute},
 		MaxBacklog: MaxBacklog{Policy: Hold}, MaxInHand: 16 * config.MiB, DrainTimeout: 10 * time.Second,
 	}
 }
@@ -110,8 +110,8 @@ func (d Destination) Validate() error {
 	var p config.Problems
 	p.Need(goodName.MatchString(d.Name), "name", "use 1 to 64 letters, digits, - and _")
 	p.Need(d.Type != "", "type", "name the kind of destination, e.g. http")
-	_, err := time.Parse(time.RFC3339, d.From)
-	p.Need(err == nil || d.From == fromOldest || d.From == fromNow, "from", "use oldest, now, or a time as in RFC 3339, e.g. 2026-05-01T00:00:00Z")
+	_, err := time.Parse(time.RFC3339, d.Begin)
+	p.Need(err == nil || d.Begin == startOldest || d.Begin == startNow, "start", "use oldest, now, or a time as in RFC 3339, e.g. 2026-05-01T00:00:00Z")
 	if _, err := condition.ParseTypes(d.Types); err != nil {
 		why, fix := condition.Explain(err)
 		p.Add("types", why, fix)

@@ -376,7 +376,7 @@ func TestStartOf(t *testing.T) {
 		"yesterday": {}, "": {}, "2026-05-01": {},
 	} {
 		d := dest("a")
-		d.From = from
+		d.Begin = from
 		if got := d.Start(); got.Now != want.now || !got.Time.Equal(want.at) {
 			t.Errorf("%q begins at %+v", from, got)
 		}

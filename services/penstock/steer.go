@@ -184,7 +184,7 @@ func newDestinationsStatus() *cobra.Command {
 	var flags busFlags
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "status [NAME]", Args: atMost(1),
+		Use: "status [NAME]...", Args: cobra.ArbitraryArgs,
 		Short: "Show how each destination is and how far behind",
 		Long: `Shows every destination that a process that runs, the configuration (with --config)
 or the bus knows: its state, what waits for it in the event log, and what it has
@@ -204,12 +204,13 @@ those of which LAG is "-".`,
 			if err != nil {
 				return err
 			}
-			if len(args) == 1 {
-				one, err := pick(list, args[0])
-				if err != nil {
+			for _, name := range args {
+				if _, err := pick(list, name); err != nil {
 					return err
 				}
-				list = []*destinationStatus{one}
+			}
+			if len(args) > 0 {
+				list = slices.DeleteFunc(list, func(s *destinationStatus) bool { return !slices.Contains(args, s.Name) })
 			}
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), list)
@@ -392,7 +393,7 @@ will not be delivered to it. Take it out of the configuration first and reload: 
 that a process still has, or the file given with --config, is not removed.
 
 If a destination of that name comes back it is a new one, and begins as its key
-"from" says.`,
+"start" says.`,
 		Example: "  penstock destinations remove old-siem --store penstock-data\n  penstock destinations remove old-siem --nats nats://nats:4222 --yes",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bus, file, err := flags.connect(cmd.Context())
