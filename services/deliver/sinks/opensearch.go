@@ -349,7 +349,7 @@ func (s *openSearch) appendSource(dst []byte, e *Event, at time.Time) []byte {
 		// What is no object goes into message always: a field holds objects or other
 		// values, not both.
 		dst = append(dst, `},"message":`...)
-		dst = append(appendText(dst, doc), '}')
+		dst = append(appendQuotedDoc(dst, doc), '}')
 	case s.cfg.Document == DocumentObject:
 		dst = append(dst, `,"document":`...)
 		dst = append(appendDoc(dst, doc), "}}"...)

@@ -126,8 +126,8 @@ var plainByte = func() (t [256]bool) {
 	return t
 }()
 
-// appendText adds doc, which is valid UTF-8, as a JSON string.
-func appendText(dst, doc []byte) []byte {
+// appendQuotedDoc adds doc, which is valid UTF-8, as a JSON string.
+func appendQuotedDoc(dst, doc []byte) []byte {
 	const digits = "0123456789abcdef"
 	dst = append(dst, '"')
 	from := 0

@@ -300,7 +300,7 @@ func (f *hecFarSide) config(t *testing.T) SplunkHECConfig {
 	cfg := defaultSplunkHEC()
 	cfg.URL, cfg.Token = f.URL, config.NewSecret(hecToken)
 	cfg.TLS.CAFile = trustIn(t, f.Server)
-	cfg.Timeout = 500 * time.Millisecond
+	cfg.Timeout = 2 * time.Second
 	return cfg
 }
 
@@ -665,11 +665,12 @@ func TestHECAckThatDoesNotCome(t *testing.T) {
 	s := openHEC(t, f.config(t), Deps{})
 	s.cfg.AckTimeout = 30 * time.Millisecond
 	b := batchOf(s, 0, plain(0, 3)...)
+	before := valueOf(t, hecUnacknowledged.WithLabelValues(s.name))
 	res := s.Deliver(t.Context(), b)
 	if res.Verdict != Retry || fault.CodeOf(res.Err) != "deliver.splunk_hec_unacknowledged" {
 		t.Fatalf("%v: %v", res.Verdict, res.Err)
 	}
-	if n := valueOf(t, hecUnacknowledged.WithLabelValues(s.name)); n != 1 {
+	if n := valueOf(t, hecUnacknowledged.WithLabelValues(s.name)) - before; n != 1 {
 		t.Errorf("%v requests counted", n)
 	}
 	f.change(func() { f.late = 0 })
