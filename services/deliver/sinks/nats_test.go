@@ -85,8 +85,8 @@ func natsClient(t testing.TB, address string, options ...nats.Option) (*nats.Con
 	return nc, js
 }
 
-// newStream makes a stream for siem.>.
-func newStream(t testing.TB, js jetstream.JetStream, change func(*jetstream.StreamConfig)) jetstream.Stream {
+// natsStream makes a stream for siem.>.
+func natsStream(t testing.TB, js jetstream.JetStream, change func(*jetstream.StreamConfig)) jetstream.Stream {
 	t.Helper()
 	cfg := jetstream.StreamConfig{Name: "SIEM", Subjects: []string{"siem.>"}, Storage: jetstream.FileStorage}
 	if change != nil {
@@ -99,8 +99,8 @@ func newStream(t testing.TB, js jetstream.JetStream, change func(*jetstream.Stre
 	return stream
 }
 
-// stored are the messages of the stream.
-func stored(t testing.TB, js jetstream.JetStream) []*jetstream.RawStreamMsg {
+// natsStored are the messages of the stream.
+func natsStored(t testing.TB, js jetstream.JetStream) []*jetstream.RawStreamMsg {
 	t.Helper()
 	stream, err := js.Stream(context.Background(), "SIEM")
 	if err != nil {
@@ -118,8 +118,8 @@ func stored(t testing.TB, js jetstream.JetStream) []*jetstream.RawStreamMsg {
 	return out
 }
 
-// wire stands between the sink and a server.
-type wire struct {
+// natsWire stands between the sink and a server.
+type natsWire struct {
 	net.Listener
 	target string
 	wait   sync.WaitGroup
@@ -131,13 +131,13 @@ type wire struct {
 	cut    atomic.Int64  // breaks connections after so many bytes to the server, 0 never
 }
 
-func newWire(t testing.TB, target string) *wire {
+func newNATSWire(t testing.TB, target string) *natsWire {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &wire{Listener: l, target: target, conns: map[net.Conn]bool{}}
+	w := &natsWire{Listener: l, target: target, conns: map[net.Conn]bool{}}
 	w.wait.Go(func() {
 		for {
 			near, err := l.Accept()
@@ -156,7 +156,7 @@ func newWire(t testing.TB, target string) *wire {
 	return w
 }
 
-func (w *wire) keep(conns ...net.Conn) bool {
+func (w *natsWire) keep(conns ...net.Conn) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, c := range conns {
@@ -165,7 +165,7 @@ func (w *wire) keep(conns ...net.Conn) bool {
 	return !w.closed
 }
 
-func (w *wire) copy(to, from net.Conn, cut *atomic.Int64) {
+func (w *natsWire) copy(to, from net.Conn, cut *atomic.Int64) {
 	defer to.Close()   //nolint:errcheck // broken on purpose
 	defer from.Close() //nolint:errcheck // broken on purpose
 	buf, sum := make([]byte, 32<<10), int64(0)
@@ -188,7 +188,7 @@ func (w *wire) copy(to, from net.Conn, cut *atomic.Int64) {
 }
 
 // hold keeps everything back until what it returns is called.
-func (w *wire) hold() func() {
+func (w *natsWire) hold() func() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	held := make(chan struct{})
@@ -201,7 +201,7 @@ func (w *wire) hold() func() {
 	}
 }
 
-func (w *wire) close() {
+func (w *natsWire) close() {
 	_ = w.Close()
 	w.mu.Lock()
 	w.closed = true
@@ -227,8 +227,8 @@ func natsWorld(t *testing.T) *world {
 	far := startNATS(t, o)
 	address := func() string { return "tls://" + far.Addr().String() }
 	nc, js := natsClient(t, address(), nats.RootCAs(ca), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
-	newStream(t, js, nil)
-	w := newWire(t, far.Addr().String())
+	natsStream(t, js, nil)
+	w := newNATSWire(t, far.Addr().String())
 	cfg := natsTo(w)
 	cfg.URL = "tls://" + w.Addr().String()
 	cfg.TLS.CAFile = ca
@@ -243,7 +243,7 @@ func natsWorld(t *testing.T) *world {
 			return answered
 		}
 		var out []string
-		for _, m := range stored(t, js) {
+		for _, m := range natsStored(t, js) {
 			out = append(out, string(m.Data))
 		}
 		return out
@@ -306,7 +306,7 @@ func natsWorld(t *testing.T) *world {
 }
 
 // natsTo is a configuration that leads over w.
-func natsTo(w *wire) NATSConfig {
+func natsTo(w *natsWire) NATSConfig {
 	cfg := defaultNATS()
 	cfg.URL, cfg.Subject, cfg.Format = "nats://"+w.Addr().String(), "siem.{type}", Envelope
 	cfg.User, cfg.Password = "u", config.NewSecret(natsPassword)
@@ -314,7 +314,7 @@ func natsTo(w *wire) NATSConfig {
 	return cfg
 }
 
-// natsSink opens a sink to a server.
+// openNATSTo opens a sink to a server.
 func openNATSTo(t testing.TB, address string, change func(*NATSConfig)) *natsSink {
 	t.Helper()
 	cfg := defaultNATS()
@@ -335,8 +335,8 @@ func openNATSTo(t testing.TB, address string, change func(*NATSConfig)) *natsSin
 	return s.(*natsSink)
 }
 
-// beside is a server with a stream, and a client of it.
-func beside(t testing.TB, change func(*server.Options)) (*server.Server, *nats.Conn, jetstream.JetStream) {
+// natsBeside is a server with a stream, and a client of it.
+func natsBeside(t testing.TB, change func(*server.Options)) (*server.Server, *nats.Conn, jetstream.JetStream) {
 	t.Helper()
 	o := natsOptions(t)
 	if change != nil {
@@ -351,8 +351,8 @@ func beside(t testing.TB, change func(*server.Options)) (*server.Server, *nats.C
 
 func TestNATSMessage(t *testing.T) {
 	// covers: LIM-26
-	far, _, js := beside(t, nil)
-	newStream(t, js, nil)
+	far, _, js := natsBeside(t, nil)
+	natsStream(t, js, nil)
 	for format, body := range map[Format]string{
 		Document: `{"n":1}`,
 		Envelope: `{"id":"90482185c6b482899037fad837562cb8","type":"a.b","time":"2026-01-05T07:44:54.12Z","source":"src","account":"123456789012","region":"eu-west-1","event":{"n":1}}`,
@@ -373,7 +373,7 @@ func TestNATSMessage(t *testing.T) {
 			middle := len(data)
 			data = s.Append(data, bare)
 			mustDeliver(t, s, NewBatch(data, []Item{{ID: e.ID, End: middle}, {ID: bare.ID, Start: middle, End: len(data)}}))
-			got := stored(t, js)
+			got := natsStored(t, js)
 			if len(got) != 2 {
 				t.Fatalf("%d messages", len(got))
 			}
@@ -397,9 +397,9 @@ func TestNATSMessage(t *testing.T) {
 // What was not acknowledged is published again, and within its window the stream
 // stores it once.
 func TestNATSSlowAcks(t *testing.T) {
-	far, _, js := beside(t, nil)
-	newStream(t, js, nil)
-	w := newWire(t, far.Addr().String())
+	far, _, js := natsBeside(t, nil)
+	natsStream(t, js, nil)
+	w := newNATSWire(t, far.Addr().String())
 	defer w.close()
 	s := openNATSTo(t, w.Addr().String(), nil)
 	mustDeliver(t, s, batchOf(s, 0, plain(0, 1)...))
@@ -426,7 +426,7 @@ func TestNATSSlowAcks(t *testing.T) {
 	if n := duplicates() - before; n != 100 {
 		t.Errorf("%v duplicates were counted, want 100", n)
 	}
-	if n := len(stored(t, js)); n != 201 {
+	if n := len(natsStored(t, js)); n != 201 {
 		t.Errorf("%d messages are stored, want 201", n)
 	}
 }
@@ -445,7 +445,7 @@ func TestNATSRefusals(t *testing.T) {
 	}{
 		{name: "no stream takes the subject", docs: plain(0, 3), verdict: Stop, code: "deliver.nats_no_stream", mend: func(t *testing.T, js jetstream.JetStream) {
 			t.Helper()
-			newStream(t, js, nil)
+			natsStream(t, js, nil)
 		}},
 		{
 			name: "no JetStream", server: func(o *server.Options) { o.JetStream = false },
@@ -471,9 +471,9 @@ func TestNATSRefusals(t *testing.T) {
 			name: "too large without JetStream", sink: func(c *NATSConfig) { c.JetStream = false }, server: func(o *server.Options) { o.MaxPayload = 1000 },
 			docs: []string{"1", `"` + strings.Repeat("x", 1000) + `"`, "2"}, items: "1 reject", code: "deliver.nats_too_large",
 		},
-		{name: "may not publish", stream: func(*jetstream.StreamConfig) {}, server: mayPublish("other.>"), docs: plain(0, 3), verdict: Stop, code: "deliver.nats_denied"},
-		{name: "may not publish without JetStream", sink: func(c *NATSConfig) { c.JetStream = false }, server: mayPublish("other.>"), docs: plain(0, 3), verdict: Stop, code: "deliver.nats_denied"},
-		{name: "may not ask for the stream", server: mayPublish("siem.>"), docs: plain(0, 3), verdict: Stop, code: "deliver.nats_no_stream"},
+		{name: "may not publish", stream: func(*jetstream.StreamConfig) {}, server: natsMayPublish("other.>"), docs: plain(0, 3), verdict: Stop, code: "deliver.nats_denied"},
+		{name: "may not publish without JetStream", sink: func(c *NATSConfig) { c.JetStream = false }, server: natsMayPublish("other.>"), docs: plain(0, 3), verdict: Stop, code: "deliver.nats_denied"},
+		{name: "may not ask for the stream", server: natsMayPublish("siem.>"), docs: plain(0, 3), verdict: Stop, code: "deliver.nats_no_stream"},
 		{name: "wrong password", stream: func(*jetstream.StreamConfig) {}, sink: func(c *NATSConfig) { c.Password = config.NewSecret("no") }, docs: plain(0, 1), verdict: Stop, code: "deliver.nats_denied"},
 		{name: "no credentials file", sink: func(c *NATSConfig) {
 			c.User, c.Password, c.CredsFile = "", config.Secret{}, "absent.creds"
@@ -484,14 +484,14 @@ func TestNATSRefusals(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			far, _, js := beside(t, func(o *server.Options) {
+			far, _, js := natsBeside(t, func(o *server.Options) {
 				o.Users = append(o.Users, &server.User{Username: "sink", Password: natsPassword})
 				if tt.server != nil {
 					tt.server(o)
 				}
 			})
 			if tt.stream != nil {
-				newStream(t, js, tt.stream)
+				natsStream(t, js, tt.stream)
 			}
 			if tt.name == "the stream is sealed" {
 				_, err := js.UpdateStream(t.Context(), jetstream.StreamConfig{Name: "SIEM", Subjects: []string{"siem.>"}, Sealed: true})
@@ -524,8 +524,8 @@ func TestNATSRefusals(t *testing.T) {
 	}
 }
 
-// mayPublish lets the user of the sink publish to some subjects only.
-func mayPublish(subjects ...string) func(*server.Options) {
+// natsMayPublish lets the user of the sink publish to some subjects only.
+func natsMayPublish(subjects ...string) func(*server.Options) {
 	return func(o *server.Options) {
 		o.Users[1].Permissions = &server.Permissions{Publish: &server.SubjectPermission{Allow: subjects}}
 	}
@@ -533,7 +533,7 @@ func mayPublish(subjects ...string) func(*server.Options) {
 
 // Somebody who answers requests on the subject is no stream.
 func TestNATSForeignAnswer(t *testing.T) {
-	far, nc, _ := beside(t, nil)
+	far, nc, _ := natsBeside(t, nil)
 	_, err := nc.Subscribe("siem.>", func(m *nats.Msg) { _ = m.Respond([]byte("pleased to meet you")) })
 	must(t, err)
 	must(t, nc.Flush())
@@ -544,7 +544,7 @@ func TestNATSForeignAnswer(t *testing.T) {
 }
 
 func TestNATSWithoutJetStream(t *testing.T) {
-	far, nc, _ := beside(t, func(o *server.Options) { o.JetStream = false })
+	far, nc, _ := natsBeside(t, func(o *server.Options) { o.JetStream = false })
 	got, err := nc.SubscribeSync("siem.>")
 	must(t, err)
 	must(t, nc.Flush())
@@ -562,8 +562,8 @@ func TestNATSWithoutJetStream(t *testing.T) {
 }
 
 func TestNATSCredentials(t *testing.T) {
-	far, _, js := beside(t, func(o *server.Options) { o.Nkeys = []*server.NkeyUser{{Nkey: natsKey}} })
-	newStream(t, js, nil)
+	far, _, js := natsBeside(t, func(o *server.Options) { o.Nkeys = []*server.NkeyUser{{Nkey: natsKey}} })
+	natsStream(t, js, nil)
 	seed := filepath.Join(t.TempDir(), "user.nk")
 	must(t, os.WriteFile(seed, []byte(natsSeed+"\n"), 0o600))
 	s := openNATSTo(t, far.Addr().String(), func(c *NATSConfig) { c.User, c.Password, c.NKeyFile = "", config.Secret{}, seed })
@@ -619,7 +619,7 @@ func TestNATSCluster(t *testing.T) {
 	}()
 	nc, js := natsClient(t, servers[0].ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
 	defer nc.Close()
-	until(t, func() bool {
+	natsUntil(t, func() bool {
 		_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "SIEM", Subjects: []string{"siem.>"}, Replicas: 3})
 		return err == nil
 	})
@@ -629,7 +629,7 @@ func TestNATSCluster(t *testing.T) {
 	publish := func(stop <-chan struct{}) {
 		for {
 			b := batchOf(s, n, plain(n, 20)...)
-			until(t, func() bool {
+			natsUntil(t, func() bool {
 				res := s.Deliver(t.Context(), b)
 				if res.Verdict != Done && res.Verdict != Retry {
 					t.Errorf("got %v: %v", res.Verdict, res.Err)
@@ -652,13 +652,13 @@ func TestNATSCluster(t *testing.T) {
 		wg.Go(func() { publish(stop) })
 		stopNATS(servers[i])
 		servers[i] = startNATS(t, options[i])
-		until(t, func() bool { return servers[i].JetStreamIsCurrent() })
+		natsUntil(t, func() bool { return servers[i].JetStreamIsCurrent() })
 		close(stop)
 		wg.Wait()
 	}
 	w := &world{received: func() []string {
 		var lines []string
-		until(t, func() bool {
+		natsUntil(t, func() bool {
 			lines = nil
 			stream, err := js.Stream(t.Context(), "SIEM")
 			if err != nil {
@@ -678,8 +678,8 @@ func TestNATSCluster(t *testing.T) {
 	expect(t, w, n)
 }
 
-// until asks again and again, for as long as the test may take.
-func until(t testing.TB, ok func() bool) {
+// natsUntil asks again and again, for as long as the test may take.
+func natsUntil(t testing.TB, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -694,7 +694,7 @@ func until(t testing.TB, ok func() bool) {
 }
 
 func TestNATSProbe(t *testing.T) {
-	far, _, js := beside(t, nil)
+	far, _, js := natsBeside(t, nil)
 	s := openNATSTo(t, far.Addr().String(), nil)
 	last := func(c NATSConfig) probe.Finding {
 		all := c.Probe(t.Context())
@@ -703,7 +703,7 @@ func TestNATSProbe(t *testing.T) {
 	if f := last(s.cfg); f.Level != probe.Fail || f.Code != "deliver.nats_no_stream" {
 		t.Errorf("got %+v", f)
 	}
-	newStream(t, js, nil)
+	natsStream(t, js, nil)
 	for _, subject := range []string{"siem.{type}", "siem.{source}.x", "siem.a", "siem.{account}-{region}.{type}.y"} {
 		cfg := s.cfg
 		cfg.Subject = subject
@@ -716,7 +716,7 @@ func TestNATSProbe(t *testing.T) {
 	if f := last(cfg); f.Level != probe.Fail || f.Code != "deliver.nats_denied" {
 		t.Errorf("got %+v", f)
 	}
-	if n := len(stored(t, js)); n != 0 {
+	if n := len(natsStored(t, js)); n != 0 {
 		t.Errorf("the probe left %d messages", n)
 	}
 }
@@ -798,8 +798,8 @@ func FuzzNATSSubject(f *testing.F) {
 func BenchmarkNATS(b *testing.B) {
 	for _, stream := range []bool{true, false} {
 		b.Run(fmt.Sprintf("jetstream=%v", stream), func(b *testing.B) {
-			far, _, js := beside(b, nil)
-			newStream(b, js, func(c *jetstream.StreamConfig) { c.Duplicates, c.MaxBytes = 100*time.Millisecond, 64<<20 })
+			far, _, js := natsBeside(b, nil)
+			natsStream(b, js, func(c *jetstream.StreamConfig) { c.Duplicates, c.MaxBytes = 100*time.Millisecond, 64<<20 })
 			s := openNATSTo(b, far.Addr().String(), func(c *NATSConfig) { c.JetStream = stream })
 			const n = 700
 			e := event(0, trailEvent)
