@@ -356,10 +356,10 @@ func (c *natsConn) turn(what func()) {
 }
 
 // watch returns what is so now, and a channel that is closed when that changes.
-func (c *natsConn) watch() (lost int, denied error, turned <-chan struct{}) { //nolint:revive // the error is a state
+func (c *natsConn) watch() (lost int, turned <-chan struct{}, denied error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.lost, c.denied, c.turned
+	return c.lost, c.turned, c.denied
 }
 
 // natsDialer makes the network connections of one natsConn, and knows the last, so that
@@ -404,7 +404,7 @@ func (s *natsSink) connected(ctx context.Context) (*natsConn, error) {
 		return nil, context.Cause(ctx)
 	}
 	for c := s.current(); c != nil && !c.IsClosed(); {
-		_, _, turned := c.watch()
+		_, turned, _ := c.watch()
 		if c.IsConnected() {
 			return c, nil
 		}
@@ -563,7 +563,7 @@ type natsWatch struct {
 // store publishes to a stream and waits for the acknowledgements.
 func (s *natsSink) store(ctx context.Context, c *natsConn, b Batch) Result {
 	var w natsWatch
-	w.lost, w.denied, w.turned = c.watch()
+	w.lost, w.turned, w.denied = c.watch()
 	judged := make([]natsFate, b.Len())
 	futures := make([]jetstream.PubAckFuture, b.Len())
 	stop := context.AfterFunc(ctx, c.dialer.cut) // it would end no write by itself
@@ -620,7 +620,7 @@ func (s *natsSink) await(ctx context.Context, c *natsConn, f jetstream.PubAckFut
 
 // look sees what has happened to the connection.
 func (s *natsSink) look(c *natsConn, w *natsWatch) {
-	lost, denied, turned := c.watch()
+	lost, turned, denied := c.watch()
 	switch {
 	case lost != w.lost:
 		w.over = &natsFate{Retry, errNATSUnreachable.New(errNATSLost, "%s", s.doing())}
@@ -674,11 +674,11 @@ func (s *natsSink) refused(ctx context.Context, c *natsConn, err error, subject 
 // ask finds out why nobody takes a subject: there is no stream for it, or the one there
 // is has no leader just now.
 func (s *natsSink) ask(ctx context.Context, c *natsConn, subject string) natsFate {
-	_, before, _ := c.watch()
+	_, _, before := c.watch()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	stream, err := c.js.StreamNameBySubject(ctx, subject)
-	_, denied, _ := c.watch()
+	_, _, denied := c.watch()
 	switch {
 	case err == nil:
 		return natsFate{Retry, s.foreign(errNATSBusy, errors.New("stream "+stream+" does not answer"), subject)}

@@ -166,8 +166,8 @@ func (w *natsWire) keep(conns ...net.Conn) bool {
 }
 
 func (w *natsWire) copy(to, from net.Conn, cut *atomic.Int64) {
-	defer to.Close()   //nolint:errcheck // broken on purpose
-	defer from.Close() //nolint:errcheck // broken on purpose
+	defer to.Close()
+	defer from.Close()
 	buf, sum := make([]byte, 32<<10), int64(0)
 	for {
 		n, err := from.Read(buf)
