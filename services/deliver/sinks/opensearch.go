@@ -107,7 +107,7 @@ func (c *OpenSearchAWS) SetDefaults() { c.Service = AWSOpenSearch }
 type OpenSearchConfig struct {
 	// URLs of the nodes, or of a balancer before them: http or https, without user and password. They take turns; one that fails is avoided for half a minute. Required.
 	URLs []string `yaml:"urls"`
-	// Index, data stream or alias to write to. {type}, {source}, {format}, {account} and {region} stand for what is known of the event (in small letters, other characters as _, unknown for nothing), {yyyy}, {MM}, {dd} and {HH} for its time in UTC. Required.
+	// Index, data stream or alias to write to. {type}, {source}, {format}, {account} and {region} stand for what is known of the event (in small letters, other characters as _, unknown for nothing), {yyyy}, {MM}, {dd} and {HH} for its time in UTC.
 	Index string `yaml:"index"`
 	// Document: string (in the field message, as text), object (in the field penstock.document) or root (its members beside penstock's own fields; those with the names of penstock's fields go to penstock.document). The latter two add a field to the mapping for each key that documents have.
 	Document DocumentForm `yaml:"document"`

@@ -150,7 +150,7 @@ func defaultSplunkHEC() SplunkHECConfig {
 // hecSourcetypes are the names that the Splunk Add-on for AWS has for documents that
 // AWS writes as JSON and penstock passes on as they are. The add-on reads flow logs and
 // access logs as lines of text, so for these its names would hide the fields.
-// Source: Splunk Add-on for AWS, Source types.
+// Source: Splunk Add-on for AWS, Source types; for WAF the name that apps for it use.
 var hecSourcetypes = map[string]string{
 	"cloudtrail":  "aws:cloudtrail",
 	"cwlogs":      "aws:cloudwatchlogs",
