@@ -31,21 +31,12 @@ func (c SQSConfig) Probe(ctx context.Context) []probe.Finding {
 	if err != nil {
 		return append(all, probe.Error("client", c.QueueURL, err))
 	}
-	q := queueProbe{cfg: c, client: client, arn: queueARN(c.QueueURL, at.Region)}
+	q := queueProbe{cfg: c, client: client, arn: awsclient.QueueARN(c.QueueURL, at.Region)}
 	all = append(all, q.findings(ctx)...)
 	if q.gone || len(c.Buckets) == 0 || c.Body == BodyEvents {
 		return all
 	}
 	return append(all, q.buckets(ctx)...)
-}
-
-// queueARN is what a policy should name; * for a queue that is not of AWS.
-func queueARN(queueURL, region string) string {
-	parts := strings.Split(strings.TrimSuffix(queueURL, "/"), "/")
-	if len(parts) < 5 || region == "" || strings.Trim(parts[len(parts)-2], "0123456789") != "" {
-		return "*"
-	}
-	return "arn:aws:sqs:" + region + ":" + parts[len(parts)-2] + ":" + parts[len(parts)-1]
 }
 
 type queueProbe struct {

@@ -279,40 +279,13 @@ func queueAccount(queueURL string) string {
 	return account
 }
 
-// queueAt completes the access to the queue by what its URL tells. Calls do not
-// go to the URL's host by themselves: the SDK goes by region and endpoint.
+// queueAt completes the access to the queue by what its URL tells.
 func queueAt(cfg SQSConfig) awsclient.Config {
-	c := cfg.AWS
-	u, err := url.Parse(cfg.QueueURL)
-	if err != nil {
-		return c // Validate has reported it
-	}
-	region := awsclient.QueueRegion(cfg.QueueURL)
-	if c.EndpointURL == "" && (region == "" || strings.HasPrefix(u.Host, "sqs-fips.")) {
-		c.EndpointURL = u.Scheme + "://" + u.Host
-	}
-	if region == "" {
-		region = privateRegion(u.Hostname())
-	}
-	switch {
-	case cfg.Region != "":
+	c := cfg.AWS.ForQueue(cfg.QueueURL)
+	if cfg.Region != "" {
 		c.Region = cfg.Region
-	case c.Region == "":
-		c.Region = region
 	}
 	return c
-}
-
-// privateRegion tells the region from the host of an interface endpoint,
-// <id>.sqs.<region>.vpce.amazonaws.com; "" for another host. Source: Amazon SQS
-// Developer Guide, internetwork traffic privacy.
-func privateRegion(host string) string {
-	front, private := strings.CutSuffix(strings.TrimSuffix(host, ".cn"), ".vpce.amazonaws.com")
-	_, region, sqs := strings.Cut(front, ".sqs.")
-	if !private || !sqs {
-		return ""
-	}
-	return region
 }
 
 // Name implements [Source].
