@@ -103,6 +103,10 @@ func (d *Dedupe) Run(ctx context.Context, bus *topology.Bus) error {
 	return bus.Lanes(ctx, d.cfg.Window, func(n uint32) topology.LaneWork { return d.open(n, lanes) })
 }
 
+// Lane makes the work on one of lanes lanes, for who brings its frames and stores its
+// output without a bus. Close it.
+func (d *Dedupe) Lane(n, lanes uint32) topology.LaneWork { return d.open(n, lanes) }
+
 func (d *Dedupe) open(n, lanes uint32) *lane {
 	label := prometheus.Labels{"lane": strconv.FormatUint(uint64(n), 10)}
 	return &lane{

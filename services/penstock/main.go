@@ -101,7 +101,7 @@ second signal.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(newRun(), newDemo(), newEndpoint(), newConfig(), newTopology(), newParse(), newLedger(), newQuarantine(), newConsumers(), newHealth(), newDoctor(), newVersion())
+	root.AddCommand(newRun(), newDemo(), newEndpoint(), newConfig(), newTopology(), newParse(), newTest(), newLedger(), newQuarantine(), newConsumers(), newHealth(), newDoctor(), newVersion())
 	root.AddCommand(newKinds()...)
 	return root
 }

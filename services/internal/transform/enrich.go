@@ -58,16 +58,16 @@ func checkPath(p *config.Problems, key, path string) {
 	}
 }
 
-// target is the path at which the object is put.
-func (e *Enrich) target() []string {
+// TargetPath is Target with what it is when empty.
+func (e *Enrich) TargetPath() string {
 	switch {
 	case e.Target != "":
-		return splitPath(e.Target)
+		return e.Target
 	case e.GeoIP != nil:
-		return []string{"penstock", "geo"}
+		return "penstock.geo"
 	}
 	name := filepath.Base(e.Table.File)
-	return []string{"penstock", strings.TrimSuffix(name, filepath.Ext(name))}
+	return "penstock." + strings.ReplaceAll(strings.TrimSuffix(name, filepath.Ext(name)), ".", `\.`)
 }
 
 // Outcome is what came of enriching an event.
@@ -127,7 +127,7 @@ func (w *enrichWork) scalar(v []byte) []byte {
 // NewEnricher opens the files of cfg, which must be valid, by way of files. The error
 // is a fault that says what is wrong with a file (enrich.unreadable).
 func NewEnricher(cfg Enrich, files *Files) (*Enricher, error) {
-	e := &Enricher{target: newTarget(cfg.target())}
+	e := &Enricher{target: newTarget(splitPath(cfg.TargetPath()))}
 	e.work.New = func() any { return new(enrichWork) }
 	for _, f := range cfg.Fields {
 		e.paths = append(e.paths, splitPath(f))

@@ -59,7 +59,9 @@ func write(t testing.TB, name, content string) string {
 	return name
 }
 
-func english(name string) mmdbtype.Map { return mmdbtype.Map{"en": mmdbtype.String(name), "de": mmdbtype.String("x")} }
+func english(name string) mmdbtype.Map {
+	return mmdbtype.Map{"en": mmdbtype.String(name), "de": mmdbtype.String("x")}
+}
 
 func city(country, name string) mmdbtype.Map {
 	return mmdbtype.Map{
