@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/probe"
 	"github.com/penstock/penstock/services/internal/tag"
 )
 
@@ -126,4 +127,13 @@ func (s *devoSink) Deliver(ctx context.Context, b Batch) Result {
 func (s *devoSink) Close() error {
 	s.stream.close()
 	return nil
+}
+
+// Probe implements [probe.Prober].
+func (c DevoConfig) Probe(ctx context.Context) []probe.Finding {
+	s, err := newStream(Deps{Destination: "doctor"}, c.Address, c.Transport == DevoTransport(OverTCP), c.Gzip, c.StreamConfig)
+	if err != nil {
+		return []probe.Finding{probe.Error("open", c.Address, err)}
+	}
+	return s.probe(ctx, c.StreamConfig)
 }

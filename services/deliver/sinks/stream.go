@@ -7,7 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/probe"
 )
 
 var (
@@ -404,6 +407,10 @@ func (s *stream) open(ctx context.Context) (*streamConn, error) {
 	select {
 	case <-settled.C:
 	case <-c.dead:
+		if c.err == io.EOF {
+			return nil, errStreamBroken.New(errors.New("the far side closed it again before anything was written; it may want another certificate"),
+				"connect destination %s to %s", s.name, s.address)
+		}
 		return nil, s.why(c)
 	case <-caller.Done():
 		s.die(c, context.Cause(caller))
@@ -782,4 +789,35 @@ func (s *stream) leave(ctx context.Context) {
 			s.die(c, io.EOF)
 		}
 	}
+}
+
+// probe opens a connection, as a delivery would, and closes it.
+func (s *stream) probe(ctx context.Context, c StreamConfig) []probe.Finding {
+	defer s.close()
+	var all []probe.Finding
+	if c.TLS.CertFile != "" {
+		all = append(all, probe.Certificate(c.TLS.CertFile, c.TLS.KeyFile))
+	}
+	host, port, _ := net.SplitHostPort(s.address) // validated
+	addresses, err := net.DefaultResolver.LookupHost(ctx, host)
+	if err != nil {
+		return append(all, probe.Bad("resolve", host, err.Error(), "check the name and the name server"))
+	}
+	all = append(all, probe.Good("resolve", host, strings.Join(addresses[:min(len(addresses), 8)], ", ")))
+	u := &url.URL{Scheme: "http", Host: net.JoinHostPort(host, port)}
+	if s.tls != nil {
+		u.Scheme = "https"
+	}
+	f := probe.Reach(ctx, u, s.tls)
+	if all = append(all, f); f.Level == probe.Fail {
+		return all
+	}
+	opened, err := s.open(ctx)
+	if err != nil {
+		return append(all, probe.Error("session", s.address, err))
+	}
+	s.mu.Lock()
+	s.idle = append(s.idle, opened)
+	s.mu.Unlock()
+	return append(all, probe.Good("session", s.address, "it stays open; that events are taken shows at the receiver only"))
 }

@@ -31,6 +31,7 @@ import (
 
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/probe"
 )
 
 // authority issues certificates for tests.
@@ -748,6 +749,63 @@ func TestStreamClientCertificate(t *testing.T) {
 	}
 	put(good, goodKey)
 	mustDeliver(t, s, batchOf(s, 0, plain(0, 1)...))
+}
+
+// covers: DEV-130, DEV-140
+func TestStreamProbe(t *testing.T) {
+	f, bare := newStreamSide(t, false, octets), newStreamSide(t, true, octets)
+	defer f.close()
+	defer bare.close()
+	good := defaultSyslog()
+	good.Address, good.TLS = f.address, f.trust.client()
+	other := newAuthority(t)
+	other.issue(t, "client")
+	tests := []struct {
+		name   string
+		change func(*SyslogConfig)
+		want   []string // level and check
+	}{
+		{"good", func(*SyslogConfig) {}, []string{"ok certificate", "ok resolve", "ok TLS", "ok session"}},
+		{"plain", func(c *SyslogConfig) { c.Address, c.Transport, c.TLS = bare.address, OverTCP, TLSConfig{} }, []string{"ok resolve", "ok connect", "ok session"}},
+		{"udp", func(c *SyslogConfig) { c.Transport, c.TLS = OverUDP, TLSConfig{} }, []string{"warn address"}},
+		{"no file", func(c *SyslogConfig) { c.TLS.CAFile = "absent" }, []string{"fail open"}},
+		{"no name", func(c *SyslogConfig) { c.Address = "absent.invalid:6514" }, []string{"ok certificate", "fail resolve"}},
+		{"nobody", func(c *SyslogConfig) { c.Address = "127.0.0.1:1" }, []string{"ok certificate", "ok resolve", "fail connect"}},
+		{"no trust", func(c *SyslogConfig) { c.TLS.CAFile = "" }, []string{"ok certificate", "ok resolve", "fail TLS"}},
+		{"refused", func(c *SyslogConfig) {
+			c.TLS.CertFile, c.TLS.KeyFile = other.path("client.pem"), other.path("client.key")
+		}, []string{"ok certificate", "ok resolve", "ok TLS", "fail session"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := good
+			tt.change(&cfg)
+			var got []string
+			for _, f := range cfg.Probe(t.Context()) {
+				got = append(got, string(f.Level)+" "+f.Check)
+				if f.Level == probe.Fail && f.Fix == "" {
+					t.Errorf("no fix for %+v", f)
+				}
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("found %q, want %q", got, tt.want)
+			}
+		})
+	}
+	devo := defaultDevo()
+	devo.Address, devo.TLS = f.address, f.trust.client()
+	if got := devo.Probe(t.Context()); len(got) != 4 || got[3].Level != probe.OK {
+		t.Errorf("found %+v", got)
+	}
+	devo.TLS.CAFile = "absent"
+	if got := devo.Probe(t.Context()); len(got) != 1 || got[0].Level != probe.Fail {
+		t.Errorf("found %+v", got)
+	}
+	f.set(func() {
+		if len(f.messages) > 0 {
+			t.Errorf("trying it has sent %q", f.messages)
+		}
+	})
 }
 
 // unzipped reads one gzip member after the other, each with many lines.

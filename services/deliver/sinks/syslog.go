@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/probe"
 )
 
 func init() {
@@ -451,4 +452,21 @@ func (u *udpPeer) close() {
 		_ = u.conn.Close()
 		u.conn = nil
 	}
+}
+
+// Probe implements [probe.Prober].
+func (c SyslogConfig) Probe(ctx context.Context) []probe.Finding {
+	if c.Transport == OverUDP {
+		u := &udpPeer{name: "doctor", address: c.Address, timeout: c.Timeout}
+		defer u.close()
+		if _, err := u.send(ctx, Batch{}, mostDatagram); err != nil {
+			return []probe.Finding{probe.Bad("address", c.Address, err.Error(), "check the name and the network")}
+		}
+		return []probe.Finding{probe.Doubt("address", c.Address, "whether anybody listens for datagrams cannot be found out", "look at the receiver, or use tls or tcp")}
+	}
+	s, err := newStream(Deps{Destination: "doctor"}, c.Address, c.Transport == OverTCP, false, c.StreamConfig)
+	if err != nil {
+		return []probe.Finding{probe.Error("open", c.Address, err)}
+	}
+	return s.probe(ctx, c.StreamConfig)
 }
