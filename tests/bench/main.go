@@ -11,6 +11,9 @@
 //	go run ./tests/bench -set tiny        20 k objects of 5 records
 //	go run ./tests/bench -set paced       latency at a fixed rate
 //	go run ./tests/bench -set sqs         300 k events in as many SQS messages
+//	go run ./tests/bench -set latency     latency at half of what a part of the set million takes
+//	go run ./tests/bench -set destinations -rounds 3
+//	                                      200 k stored events to ten destinations, one of them dead
 package main
 
 import (
@@ -70,10 +73,12 @@ type Result struct {
 }
 
 func main() {
-	set := flag.String("set", "million", "million, huge, tiny, paced or sqs")
+	set := flag.String("set", "million", "million, huge, tiny, paced, sqs, latency or destinations")
 	binary := flag.String("binary", "", "penstock to measure; empty builds it from this tree")
 	scale := flag.Float64("scale", 1, "fraction of the set, for a short run")
 	rate := flag.Float64("rate", 25, "objects a second of the set paced")
+	rounds := flag.Int("rounds", 3, "rounds of the set destinations")
+	limit := flag.String("memlimit", "", "GOMEMLIMIT of penstock in the set destinations; empty: what it sets itself")
 	asJSON := flag.Bool("json", false, "print JSON")
 	profile := flag.String("profile", "", "write a CPU profile of penstock to this file")
 	lanes := flag.Int("lanes", 0, "dedupe lanes; 0: the default")
@@ -93,6 +98,22 @@ func main() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), *timeout)
 	defer cancel()
+	if *set == "destinations" {
+		if err := destinations(ctx, *binary, *limit, *scale, *rounds); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if *set == "latency" {
+		full, err := run(ctx, "million", *binary, *scale*0.3, *rate, "", "", *lanes)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		*set, *rate = "paced", full.ObjectsPerSecond/2
+		fmt.Fprintf(os.Stderr, "bench: full load is %.1f objects/s, %.0f events/s; now half of it\n", full.ObjectsPerSecond, full.EventsPerSecond)
+	}
 	r, err := run(ctx, *set, *binary, *scale, *rate, *profile, *keep, *lanes)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
