@@ -547,6 +547,7 @@ func TestEmailAnswers(t *testing.T) {
 		{"all recipients put off", nil, func(o *postOffice) { o.rcpt["soc@example.org"], o.rcpt["ann@example.org"] = busy, busy }, Retry, "deliver.email_busy", 0},
 		{"one unknown, one put off", nil, func(o *postOffice) { o.rcpt["soc@example.org"], o.rcpt["ann@example.org"] = busy, no }, Retry, "deliver.email_busy", 0},
 		{"mail too large", nil, func(o *postOffice) { o.data = smtpReply(552, smtp.EnhancedCode{5, 3, 4}, "too large") }, Reject, "deliver.email_refused", 0},
+		{"the server goes away", nil, func(o *postOffice) { o.rcpt["soc@example.org"] = smtpReply(421, smtp.EnhancedCode{4, 3, 2}, "bye") }, Retry, "deliver.email_busy", 0},
 		{"no room", nil, func(o *postOffice) { o.data = smtpReply(452, smtp.EnhancedCode{4, 3, 1}, "disk full") }, Retry, "deliver.email_busy", 0},
 		{"the first mail is against a policy", nil, func(o *postOffice) { o.data = smtpReply(554, smtp.EnhancedCode{5, 7, 1}, "DMARC") }, Stop, "deliver.email_sender_refused", 0},
 		{"no STARTTLS", nil, func(o *postOffice) { o.server.TLSConfig = nil }, Stop, "deliver.email_setup", 0},
@@ -657,10 +658,10 @@ func inBubble(t *testing.T, change func(*EmailConfig), test func(t *testing.T, o
 		}
 		s := openMail(t, cfg)
 		s.smtp.dial = l.dial
+		defer synctest.Wait()
+		defer o.close()
+		defer s.Close()
 		test(t, o, s)
-		must(t, s.Close())
-		o.close()
-		synctest.Wait()
 	})
 }
 
@@ -761,6 +762,29 @@ func TestEmailRepeats(t *testing.T) {
 		<-deliverLater(t, s, mailed(s, "a.b", "one", 71, inDetails("up")))
 		if header, text = readMail(t, o.taken()[2].raw); subjectOf(t, header) != "penstock: 2 selected events from one" || !strings.Contains(text, "    up\n\nAgain, as") {
 			t.Errorf("%s", text)
+		}
+	})
+}
+
+// Counts of what was confirmed survive a server that takes nothing, which is not asked
+// more often for them.
+func TestEmailRepeatsInOutage(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 0, inDetails("down")))
+		<-deliverLater(t, s, mailed(s, "a.b", "one", 1, inDetails("down"), inDetails("down")))
+		heal := o.set(func() { o.from = smtpReply(550, smtp.EnhancedCode{5, 7, 1}, "no") })
+		time.Sleep(5 * time.Hour)
+		if n := o.tried; n < 3 || n > 20 {
+			t.Errorf("%d attempts", n)
+		}
+		heal()
+		time.Sleep(6 * time.Minute)
+		mails := o.taken()
+		if len(mails) != 2 {
+			t.Fatalf("%d mails", len(mails))
+		}
+		if header, _ := readMail(t, mails[1].raw); subjectOf(t, header) != "penstock: 2 selected events from one" {
+			t.Errorf("subject %s", subjectOf(t, header))
 		}
 	})
 }
@@ -899,6 +923,14 @@ func TestEmailAbandoned(t *testing.T) {
 		header, text := readMail(t, o.taken()[0].raw)
 		if subjectOf(t, header) != "penstock: 2 selected events from one" || strings.Contains(text, "gone") || strings.Contains(text, "times") || !strings.Contains(text, "both\n1 more") {
 			t.Errorf("%s", text)
+		}
+
+		// Nor is anything of it left in the id.
+		other := openMail(t, s.cfg)
+		raw := letters(t, other, time.Now(), mailed(s, "a.b", "one", 10, inDetails("both"), inDetails("stays")))
+		want, _ := readMail(t, bytes.TrimSuffix(raw, []byte("=====\r\n")))
+		if id := header.Get("Message-ID"); id != want.Get("Message-ID") {
+			t.Errorf("id %s, want %s", id, want.Get("Message-ID"))
 		}
 
 		// The same while the server fails.

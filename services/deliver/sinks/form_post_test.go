@@ -153,7 +153,11 @@ func TestFormBoundary(t *testing.T) {
 	defer f.Close()
 	s := formTo(t, f.URL, func(c *FormPostConfig) { c.Format, c.Gzip = RowDocument, false })
 	evil := fmt.Sprintf(`{"a":"--penstock-%s--"}`, key(batchOf(s, 3, "{}")))
-	mustDeliver(t, s, batchOf(s, 3, evil))
+	b := batchOf(s, 3, evil)
+	if limit := formBoundary(key(b), b.Bytes()); strings.Contains(evil, limit) || limit != formBoundary(key(b), b.Bytes()) {
+		t.Errorf("boundary %s", limit)
+	}
+	mustDeliver(t, s, b)
 	if lines := f.received(); len(lines) != 1 || lines[0] != evil {
 		t.Errorf("received %q", lines)
 	}
