@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/penstock/penstock/services/deliver/sinks"
 	"github.com/penstock/penstock/services/ingest/sources"
 )
 
@@ -93,7 +94,8 @@ func keysOnce(d *json.Decoder) error {
 
 var actionForm = regexp.MustCompile(`^[a-z0-9-]+:[A-Z][A-Za-z]+$`)
 
-// Every policy is legal, and allows the calls of its kind of source and no more.
+// Every policy is legal, and allows the calls of its kind of source, or to_ its kind of
+// destination, and no more.
 // covers: DEV-39, DEV-40, DEV-41, DEV-42, DEV-43, DEV-44, DEV-45, DEV-46
 func TestPolicies(t *testing.T) {
 	files, err := filepath.Glob(awsFolder + "/*/*.json")
@@ -152,6 +154,9 @@ func TestPolicies(t *testing.T) {
 		}
 		name := strings.TrimSuffix(filepath.Base(file), ".json")
 		want, known := sources.Permissions[name]
+		if kind, to := strings.CutPrefix(name, "to_"); to {
+			want, known = sinks.Permissions[kind]
+		}
 		switch {
 		case known:
 			kinds[name] = true
@@ -160,7 +165,7 @@ func TestPolicies(t *testing.T) {
 		case name == "assume_base_role":
 			want = []string{"sts:AssumeRole"}
 		default:
-			t.Errorf("%s belongs to no kind of source", file)
+			t.Errorf("%s belongs to no kind of source or destination", file)
 		}
 		if got := p.actions(); !slices.Equal(got, sorted(want)) {
 			t.Errorf("%s allows %q, needed are %q", file, got, sorted(want))
@@ -169,6 +174,11 @@ func TestPolicies(t *testing.T) {
 	for kind := range sources.Permissions {
 		if !kinds[kind] {
 			t.Errorf("no policy for %s", kind)
+		}
+	}
+	for kind := range sinks.Permissions {
+		if !kinds["to_"+kind] {
+			t.Errorf("no policy for destinations of type %s", kind)
 		}
 	}
 }

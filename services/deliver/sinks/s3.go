@@ -682,7 +682,7 @@ func callAWS(ctx context.Context, timeout time.Duration, f func(context.Context)
 
 // headers are what both ways to make an object ask for.
 type s3Headers struct {
-	media string
+	media *string
 	sse   types.ServerSideEncryption
 	key   *string
 	less  *bool
@@ -693,7 +693,8 @@ type s3Headers struct {
 
 func (c S3Config) headers() s3Headers {
 	var h s3Headers
-	_, h.media = c.ending()
+	_, media := c.ending()
+	h.media = &media
 	switch c.SSE {
 	case S3ManagedSSE:
 		h.sse = types.ServerSideEncryptionAes256
@@ -729,7 +730,7 @@ func (s *s3Sink) begin(ctx context.Context, key string) (string, error) {
 	upload := ""
 	err := s.call(ctx, func(ctx context.Context) error {
 		out, err := s.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
-			Bucket: &s.cfg.Bucket, Key: &key, ContentType: &h.media, ServerSideEncryption: h.sse, SSEKMSKeyId: h.key, BucketKeyEnabled: h.less,
+			Bucket: &s.cfg.Bucket, Key: &key, ContentType: h.media, ServerSideEncryption: h.sse, SSEKMSKeyId: h.key, BucketKeyEnabled: h.less,
 			StorageClass: h.class, ACL: h.acl, ChecksumAlgorithm: h.sum,
 		})
 		if err == nil {
@@ -746,7 +747,7 @@ func (s *s3Sink) putWhole(ctx context.Context, key string, body []byte, metadata
 	sum := s.cfg.sum(body)
 	return s.call(ctx, func(ctx context.Context) error {
 		_, err := s.client.PutObject(ctx, &s3.PutObjectInput{
-			Bucket: &s.cfg.Bucket, Key: &key, Body: bytes.NewReader(body), ContentLength: aws.Int64(int64(len(body))), ContentType: &h.media,
+			Bucket: &s.cfg.Bucket, Key: &key, Body: bytes.NewReader(body), ContentLength: aws.Int64(int64(len(body))), ContentType: h.media,
 			ServerSideEncryption: h.sse, SSEKMSKeyId: h.key, BucketKeyEnabled: h.less, StorageClass: h.class, ACL: h.acl,
 			Metadata: metadata, ChecksumSHA256: sum,
 		})
