@@ -2,9 +2,12 @@ package devo
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -37,7 +40,7 @@ func (c *Collector) Convert() (text []byte, notes []Note, err error) {
 		}
 	}
 	top := mapping("sources", sources)
-	if list := w.outputs(c.Outputs); list != nil {
+	if list := w.outputs(c); list != nil {
 		add(top, "destinations", list)
 	}
 	if c.Debug {
@@ -344,12 +347,15 @@ func (w *converter) leftover(in *Input, s *Service) {
 }
 
 // outputs carries over where events go to.
-func (w *converter) outputs(all []Output) *yaml.Node {
+func (w *converter) outputs(c *Collector) *yaml.Node {
 	out := &yaml.Node{Kind: yaml.SequenceNode}
-	for _, o := range all {
+	for i := range c.Outputs {
+		o := &c.Outputs[i]
 		switch o.Type {
-		case "console":
+		case "console", "stdout":
 			out.Content = append(out.Content, mapping("name", scalar(w.name(o.Name)), "type", scalar("stdout")))
+		case "devo_platform", "relay", "in_house_relay", "syslog", "sidecar":
+			out.Content = append(out.Content, w.devo(o, c.senders))
 		default:
 			w.note(o.Line, "output %s of type %s is not carried over: add a destination; see penstock destinations", o.Name, o.Type)
 		}
@@ -358,6 +364,100 @@ func (w *converter) outputs(all []Output) *yaml.Node {
 		return nil
 	}
 	return out
+}
+
+// Keys of outputs that may also stand among the global settings.
+const (
+	concurrentKey = "concurrent_connections"
+	gzipKey       = "threshold_for_using_gzip_in_transport_layer"
+)
+
+// devo makes a destination of an output. Types other than devo_platform and relay write
+// the same lines to an in-house relay without TLS, whatever their name.
+func (w *converter) devo(o *Output, senders map[string]string) *yaml.Node {
+	used := map[string]bool{"type": true} // SSL or TCP, which the collector does not heed
+	get := func(keys ...string) string {
+		value := ""
+		for _, key := range keys {
+			used[key] = true
+			if value == "" {
+				value = o.Config[key]
+			}
+		}
+		if value == "" {
+			value = senders[keys[0]]
+		}
+		return value
+	}
+	n := mapping("name", scalar(w.name(o.Name)), "type", scalar("devo"))
+	address, port := get("address", "url", "location"), get("port")
+	if address == "" || port == "" {
+		w.note(o.Line, "output %s lacks an address or a port: mend the address of the destination", o.Name)
+		address, port = cmp.Or(address, "ADDRESS"), cmp.Or(port, "443")
+	}
+	add(n, "address", scalar(net.JoinHostPort(address, port)))
+	secure := o.Type == "devo_platform" || o.Type == "relay"
+	if o.Type != "devo_platform" {
+		add(n, "relay", scalarAs(&yaml.Node{Value: "true"}))
+	}
+	if !secure {
+		add(n, "transport", scalar("tcp"))
+	}
+	w.sender(n, o, get)
+	if secure {
+		add(n, "tls", w.certificates(o, get))
+	}
+	for _, key := range slices.Sorted(maps.Keys(o.Config)) {
+		if !used[key] {
+			w.note(o.Line, "%s of output %s has no counterpart", key, o.Name)
+		}
+	}
+	return n
+}
+
+// sender carries over how an output sends.
+func (w *converter) sender(n *yaml.Node, o *Output, get func(keys ...string) string) {
+	// A share of the collector's queue from which on it compresses; above 1 is never.
+	if text := get(gzipKey); text != "" {
+		if share, err := strconv.ParseFloat(text, 64); err != nil || share <= 1 {
+			add(n, "gzip", scalarAs(&yaml.Node{Value: "true"}))
+		}
+	}
+	if text := get("sending_timeout"); text != "" {
+		if seconds, err := strconv.ParseUint(text, 10, 16); err == nil && seconds > 0 && seconds <= 3600 {
+			add(n, "timeout", scalar(text+"s"))
+		} else {
+			w.note(o.Line, "sending_timeout of output %s is no number of seconds up to 3600", o.Name)
+		}
+	}
+	if text := get(concurrentKey); text != "" {
+		if count, err := strconv.ParseUint(text, 10, 16); err == nil && count > 0 {
+			add(n, "concurrency", scalarAs(&yaml.Node{Value: strconv.FormatUint(min(count, 256), 10)}))
+		} else {
+			w.note(o.Line, "%s of output %s is no number of connections", concurrentKey, o.Name)
+		}
+	}
+}
+
+// certificates carries over the names of files. The collector looks for them in its
+// folder certs.
+func (w *converter) certificates(o *Output, get func(keys ...string) string) *yaml.Node {
+	files, relative := mapping(), false
+	for _, k := range [][2]string{{"chain", "ca_file"}, {"cert", "cert_file"}, {"key", "key_file"}} {
+		name := get(k[0], k[0]+"_loc")
+		if name == "" {
+			w.note(o.Line, "output %s names no %s, without which Devo lets nobody in: add tls.%s to the destination", o.Name, k[0], k[1])
+			name = "/" + strings.ToUpper(k[0])
+		}
+		if !path.IsAbs(name) {
+			name, relative = path.Join("certs", name), true
+		}
+		add(files, k[1], scalar(name))
+	}
+	if relative {
+		w.note(o.Line, "the files of output %s are looked for from the folder in which penstock is started: better write whole paths", o.Name)
+	}
+	return files
 }
 
 // mapping makes a mapping of keys and values.

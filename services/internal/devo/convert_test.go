@@ -10,7 +10,7 @@ import (
 )
 
 // A collector's configuration becomes one of penstock, and what does not is told.
-// covers: DEV-33, DEV-63, DEV-64, DEV-65, DEV-68, DEV-70..78, DEV-81, VOI-34
+// covers: DEV-33, DEV-128, DEV-142, DEV-63, DEV-64, DEV-65, DEV-68, DEV-70..78, DEV-81, VOI-34
 func TestConvert(t *testing.T) {
 	data, err := os.ReadFile("testdata/collector.yaml")
 	if err != nil {

@@ -65,6 +65,9 @@ type Collector struct {
 	Debug    bool
 	Inputs   []Input
 	Outputs  []Output
+	// senders are global settings that hold for each output that has none of its own,
+	// by the key of an output.
+	senders map[string]string
 	// rest are keys that mean nothing to penstock.
 	rest []leftover
 }
@@ -114,7 +117,7 @@ func Read(data []byte) (*Collector, error) {
 		return nil, errors.New("the file should be a mapping with inputs")
 	}
 	r := &reader{}
-	c := &Collector{}
+	c := &Collector{senders: map[string]string{}}
 	root := top.Content[0]
 	for key, value := range pairs(root) {
 		switch key.Value {
@@ -222,6 +225,10 @@ func (r *reader) globals(c *Collector, name string, n *yaml.Node) {
 			c.ID = value.Value
 		case "name":
 			c.Name = value.Value
+		case "sender_concurrent_connections":
+			c.senders[concurrentKey] = value.Value
+		case "devo_sender_threshold_for_using_gzip_in_transport_layer":
+			c.senders[gzipKey] = value.Value
 		default:
 			c.rest = append(c.rest, leftover{key.Line, name + "." + key.Value})
 		}
