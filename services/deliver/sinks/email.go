@@ -242,7 +242,7 @@ func goodMailAddress(s string) bool {
 			return false
 		}
 	}
-	return !strings.ContainsAny(a.Name, "\r\n")
+	return !strings.ContainsAny(a.Address, `<>"\\,`)
 }
 
 func mailPaths(p *config.Problems, key string, list []string) {
@@ -265,8 +265,9 @@ const (
 // emailSink mails digests.
 //
 //   - A selected event is confirmed when the server has taken the mail that lists or
-//     counts it (250 after the data) for at least one recipient and each other one
-//     has taken or refused it. Until then it is in no store but the log.
+//     counts it (250 after the data) for at least one recipient, and has taken or
+//     refused it for each other one, or put that off for too long. Until then it is
+//     in no store but the log.
 //   - An event that repeats what a mail said less than repeat_interval ago is
 //     confirmed by that mail; it is counted in the next one. That count is lost when
 //     the process ends before.
@@ -540,6 +541,7 @@ func (s *emailSink) settle(l *mailLetter, out mailOutcome) {
 		if l.next.Sub(l.created) < s.patience {
 			if !l.taken {
 				s.failing = out.err
+				s.dropOrphan(l)
 			}
 			return
 		}

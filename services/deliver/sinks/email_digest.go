@@ -103,6 +103,8 @@ type mailLine struct {
 	// first and last are the times of the events, in Unix ns, 0 for unknown.
 	first, last int64
 	count       int
+	// shown tells that the mail has this line, and not only its count.
+	shown bool
 }
 
 // spans widens the times of a line.
@@ -441,8 +443,10 @@ func (d *digests) accepted(l *mailLetter, now time.Time) {
 		s := &l.sections[i]
 		s.group.last = now
 		for _, p := range []*mailPile{&s.fresh, &s.again} {
-			for m := range p.lines {
-				d.tell(s.group, m, now)
+			for m, l := range p.lines {
+				if l.shown {
+					d.tell(s.group, m, now)
+				}
 			}
 		}
 	}
@@ -512,21 +516,28 @@ func (d *digests) abandon(t *mailTicket) {
 			p.group.parts = slices.DeleteFunc(p.group.parts, func(x *mailPart) bool { return x == p })
 		}
 	}
-	if l := d.letter; l != nil && !l.sending && !l.taken && l.orphaned() {
-		d.keepRepeats(l)
-		d.letter, d.failing = nil, nil
+	if l := d.letter; l != nil && !l.sending {
+		d.dropOrphan(l)
 	}
 }
 
-func (l *mailLetter) orphaned() bool {
+// dropOrphan gives up a letter that failed and that no batch waits for any more.
+func (d *digests) dropOrphan(l *mailLetter) {
+	if l.taken {
+		return
+	}
+	parts := 0
 	for i := range l.sections {
 		for _, p := range l.sections[i].parts {
-			if !p.ticket.gone {
-				return false
+			if parts++; !p.ticket.gone {
+				return
 			}
 		}
 	}
-	return true
+	if parts > 0 {
+		d.keepRepeats(l)
+		d.letter, d.failing = nil, nil
+	}
 }
 
 // mailPause is the pause after the nth failure of a letter, n from 1: doubling, with

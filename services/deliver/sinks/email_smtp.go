@@ -197,6 +197,8 @@ func (s *mailSession) greet() (err error) {
 	if s.Client, err = smtp.NewClient(conn, m.host); err != nil {
 		return s.step("be greeted", err, errMailSetup)
 	}
+	// Neither addresses nor headers need it, and a relay further on may not know it.
+	s.SkipSMTPUTF8(true)
 	if err := s.Hello(m.hello()); err != nil {
 		return s.step("say hello", err, errMailSetup)
 	}

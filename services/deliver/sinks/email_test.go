@@ -820,6 +820,22 @@ func TestEmailCap(t *testing.T) {
 	})
 }
 
+// What a mail has only counted it has not told: it is no repeat when it comes again.
+func TestEmailCountedIsNotTold(t *testing.T) {
+	inBubble(t, func(c *EmailConfig) { c.MaxPerHour, c.MaxListed, c.GroupInterval = 1, 2, 0 }, func(t *testing.T, o *postOffice, s *emailSink) {
+		first := deliverLater(t, s, mailed(s, "a.b", "one", 0, inDetails("a"), inDetails("b")))
+		<-deliverLater(t, s, mailed(s, "a.b", "two", 2, inDetails("c")))
+		<-first
+		time.Sleep(time.Hour)
+		if out := deliverLater(t, s, mailed(s, "a.b", "one", 3, inDetails("a"))); !answered(t, out) {
+			t.Error("what was listed is held")
+		}
+		if out := deliverLater(t, s, mailed(s, "a.b", "two", 4, inDetails("c"))); answered(t, out) {
+			t.Error("what was only counted passes as told")
+		}
+	})
+}
+
 // Hurry sends what is held, and what is just on its way.
 func TestEmailHurry(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, o *postOffice, s *emailSink) {
@@ -947,6 +963,23 @@ func TestEmailAbandoned(t *testing.T) {
 			t.Errorf("%d mails", n)
 		}
 		<-deliverLater(t, s, mailed(s, "a.b", "one", 20, inDetails("gone")))
+
+		// The same while the server thinks about it.
+		release := make(chan struct{})
+		heal = o.set(func() { o.hang, o.from = release, smtpReply(451, smtp.EnhancedCode{4, 3, 0}, "no") })
+		time.Sleep(time.Hour)
+		ctx, cancel = context.WithCancel(t.Context())
+		go func() { gone <- s.Deliver(ctx, mailed(s, "a.b", "one", 30, inDetails("gone again"))) }()
+		time.Sleep(40 * time.Second)
+		cancel()
+		<-gone
+		close(release)
+		synctest.Wait()
+		heal()
+		time.Sleep(time.Hour)
+		if n := len(o.taken()); n != 2 {
+			t.Errorf("%d mails", n)
+		}
 	})
 }
 
@@ -1020,6 +1053,7 @@ func TestEmailConfig(t *testing.T) {
 		{"from", func(c *EmailConfig) { c.From = "a@example.org\r\nBcc: b@example.org" }},
 		{"from", func(c *EmailConfig) { c.From = "é@example.org" }},
 		{"to", func(c *EmailConfig) { c.To = nil }},
+		{"from", func(c *EmailConfig) { c.From = `"a>b"@example.org` }},
 		{"to[0]", func(c *EmailConfig) { c.To = []string{"a@example.org, b@example.org"} }},
 		{"select", func(c *EmailConfig) { c.Select = EmailSelect{} }}, // covers: OPC-8
 		{"select.opswat[0]", func(c *EmailConfig) { c.Select.OPSWAT = []OPSWATLogType{"complaint"} }},

@@ -103,6 +103,7 @@ func appendMailPile(out []byte, p *mailPile, most int) ([]byte, int) {
 	more := p.count
 	for _, l := range lines[:min(most, len(lines))] {
 		out = appendMailEntry(out, l)
+		l.shown = true
 		more -= l.count
 	}
 	if more > 0 {
