@@ -134,3 +134,27 @@ func TestHistoryWait(t *testing.T) {
 		return err == nil && stream.CachedInfo().State.Consumers == 0
 	})
 }
+
+// Reading from anywhere costs what is read: no more is fetched, wherever it is.
+func TestHistorySeeks(t *testing.T) {
+	b := testBus(t, Limits{})
+	publish(t, b, events(500, 1000, "a.x")...)
+	publish(t, b, events(500, 1000, "a.y")...)
+	h := b.History(Events, []string{"penstock.event.a.x", "penstock.event.a.y"})
+	for _, from := range []uint64{1, 400, 900} {
+		before := b.nc.Stats()
+		n := 0
+		if err := h.Read(t.Context(), from, 1001, func(m Stored) (bool, error) {
+			if n++; m.Sequence != from+uint64(n)-1 {
+				t.Errorf("got %d", m.Sequence)
+			}
+			return n < 20, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		after := b.nc.Stats()
+		if messages, bytes := after.InMsgs-before.InMsgs, after.InBytes-before.InBytes; messages > 30 || bytes > 40_000 {
+			t.Errorf("from %d: %d messages and %d bytes for 20 of 1000 bytes", from, messages, bytes)
+		}
+	}
+}

@@ -141,7 +141,7 @@ func (w *pullWorld) serve(bus *topology.Bus, change func(*Destination, *sinks.We
 	at := sink.(interface{ Addr() net.Addr })
 	eventually(w.t, "it listens", func() bool { return at.Addr() != nil })
 	r.url = "http://" + at.Addr().String()
-	eventually(w.t, "it knows the keys", func() bool { status, _, _ := r.ask(http.MethodGet, "/healthz", ""); return status == 200 })
+	eventually(w.t, "it knows the keys", func() bool { status, _, _ := r.get("/healthz", ""); return status == 200 })
 	return r
 }
 
@@ -171,9 +171,9 @@ func (w *pullWorld) key(name string, streams ...string) string {
 	return key
 }
 
-func (r *replica) ask(method, path, key string) (int, http.Header, string) {
+func (r *replica) get(path, key string) (int, http.Header, string) {
 	r.w.t.Helper()
-	request, err := http.NewRequestWithContext(r.w.t.Context(), method, r.url+path, http.NoBody)
+	request, err := http.NewRequestWithContext(r.w.t.Context(), http.MethodGet, r.url+path, http.NoBody)
 	if err != nil {
 		r.w.t.Fatal(err)
 	}
@@ -194,7 +194,7 @@ func (r *replica) ask(method, path, key string) (int, http.Header, string) {
 // want fetches a path and compares the numbers of the rows; it returns the cursor.
 func (r *replica) want(key, path string, status int, numbers ...int) string {
 	r.w.t.Helper()
-	got, header, body := r.ask(http.MethodGet, path, key)
+	got, header, body := r.get(path, key)
 	if got != status || status == 200 && !slices.Equal(numbersOf(r.w.t, body), numbers) {
 		r.w.t.Fatalf("GET %s: %d %.300s, want %d %v", path, got, body, status, numbers)
 	}
@@ -224,7 +224,7 @@ func TestPullThroughTheLog(t *testing.T) {
 		c.FirstWindow = time.Hour
 	})
 	one, two := w.key("one"), w.key("two", "web")
-	eventually(t, "the keys are known", func() bool { status, _, _ := r.ask(http.MethodGet, "/v1/streams/web", two); return status == 204 })
+	eventually(t, "the keys are known", func() bool { status, _, _ := r.get("/v1/streams/web", two); return status == 204 })
 	w.store("web.allow", 2, 4)     // 0 to 7
 	w.store("mail", 1, 4)          // 8 to 11
 	w.store("web.deep.down", 1, 4) // 12 to 15
@@ -234,7 +234,7 @@ func TestPullThroughTheLog(t *testing.T) {
 	r.want(two, "/v1/streams/web", 200, 0, 2, 4, 6, 20, 22)
 	r.want(one, "/v1/streams/web?ack="+cursor, 200, 6, 20, 22)
 	r.want(one, "/v1/streams/all?limit=7", 200, 0, 2, 4, 6, 8, 10, 20)
-	if _, _, body := r.ask(http.MethodGet, "/v1/streams/web?limit=1", two); body != `{"id":"`+messages.NewID([]byte("0")).String()+`","n":0,"user":"[redacted]"}`+"\n" {
+	if _, _, body := r.get("/v1/streams/web?limit=1", two); body != `{"id":"`+messages.NewID([]byte("0")).String()+`","n":0,"user":"[redacted]"}`+"\n" {
 		t.Errorf("row %s", body)
 	}
 	events, err := NewEventLog(Destination{Name: "pull", Types: []string{"web.*"}}, w.bus)
@@ -263,7 +263,7 @@ func TestPullOverCrashes(t *testing.T) {
 	w.store("web.allow", 3, 4)
 	var first string
 	eventually(t, "rows come", func() bool {
-		status, header, _ := r.ask(http.MethodGet, "/v1/streams/web?limit=6", key)
+		status, header, _ := r.get("/v1/streams/web?limit=6", key)
 		first = header.Get("Penstock-Cursor")
 		return status == 200
 	})
@@ -295,8 +295,8 @@ func TestPullReplicas(t *testing.T) {
 	key := w.key("one")
 	known := func(status int) func() bool {
 		return func() bool {
-			one, _, _ := a.ask(http.MethodGet, "/v1/streams/all", key)
-			two, _, _ := b.ask(http.MethodGet, "/v1/streams/all", key)
+			one, _, _ := a.get("/v1/streams/all", key)
+			two, _, _ := b.get("/v1/streams/all", key)
 			return one == status && two == status
 		}
 	}
@@ -310,7 +310,7 @@ func TestPullReplicas(t *testing.T) {
 	a.want(key, "/v1/streams/web?limit=2"+ack, 204)
 	waited := make(chan string, 1)
 	go func() {
-		_, _, body := a.ask(http.MethodGet, "/v1/streams/web?wait=50", key)
+		_, _, body := a.get("/v1/streams/web?wait=50", key)
 		waited <- body
 	}()
 	eventually(t, "the position is held", func() bool {
@@ -337,7 +337,7 @@ func TestPullAfterTrimming(t *testing.T) {
 	key := w.key("one")
 	w.store("web.allow", 3, 4)
 	eventually(t, "rows come", func() bool {
-		status, _, _ := r.ask(http.MethodGet, "/v1/streams/web?limit=6", key)
+		status, _, _ := r.get("/v1/streams/web?limit=6", key)
 		return status == 200
 	})
 	events, err := NewEventLog(Destination{Name: "pull"}, w.bus)
@@ -354,7 +354,7 @@ func TestPullAfterTrimming(t *testing.T) {
 	cancel()
 	keeping.Wait()
 	w.store("web.allow", 1, 4)
-	status, _, body := r.ask(http.MethodGet, "/v1/streams/web", key)
+	status, _, body := r.get("/v1/streams/web", key)
 	if status != 410 || !strings.Contains(body, `"oldest":"0000000000040000000"`) {
 		t.Fatalf("%d %s", status, body)
 	}
@@ -373,7 +373,7 @@ func TestPullGuide(t *testing.T) {
 	w := newPullWorld(t, topology.Limits{})
 	r := w.serve(w.bus, func(_ *Destination, c *sinks.WebhookPullConfig) { c.Timeouts.Wait = time.Second })
 	key := w.key("siem")
-	eventually(t, "the key is known", func() bool { status, _, _ := r.ask(http.MethodGet, "/v1/streams/web", key); return status == 204 })
+	eventually(t, "the key is known", func() bool { status, _, _ := r.get("/v1/streams/web", key); return status == 204 })
 	text, err := os.ReadFile("../../docs/guides/pull-webhook.md")
 	if err != nil {
 		t.Fatal(err)
@@ -408,7 +408,7 @@ func BenchmarkPull(b *testing.B) {
 			})
 			key := w.key("one")
 			eventually(b, "the key is known", func() bool {
-				status, _, _ := r.ask(http.MethodGet, "/v1/streams/all?from=now", key)
+				status, _, _ := r.get("/v1/streams/all?from=now", key)
 				return status == 204
 			})
 			b.ResetTimer()
@@ -417,7 +417,7 @@ func BenchmarkPull(b *testing.B) {
 				var tenth, last time.Duration
 				for page := 0; ; page++ {
 					start := time.Now()
-					status, header, body := r.ask(http.MethodGet, fmt.Sprintf("/v1/streams/web?limit=%d%s", limit, cursor), key)
+					status, header, body := r.get(fmt.Sprintf("/v1/streams/web?limit=%d%s", limit, cursor), key)
 					if status == 204 {
 						break
 					}

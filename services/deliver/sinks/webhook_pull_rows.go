@@ -1,6 +1,7 @@
 package sinks
 
 import (
+	"bytes"
 	"encoding/hex"
 	"net/http"
 	"strconv"
@@ -35,7 +36,7 @@ func (f PullRows) appendRow(dst []byte, e *Event) []byte {
 		if !ok {
 			break
 		}
-		if string(key) == "id" || len(key) >= len(`\u0069d`) && string(document.AppendUnquoted(nil, key)) == "id" {
+		if string(key) == "id" || bytes.IndexByte(key, '\\') >= 0 && string(document.AppendUnquoted(nil, key)) == "id" {
 			name = "penstock_id"
 		}
 	}

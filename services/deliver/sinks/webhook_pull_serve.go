@@ -101,6 +101,7 @@ type pullExchange struct {
 	// compatible tells that the request has the form of Censornet's own webhook.
 	compatible bool
 	begun      bool // the header is sent
+	room       bool // there is room for a page
 	out        *pullWriter
 	rows       int
 }
@@ -150,8 +151,11 @@ func (x *pullExchange) answer() int {
 	if err := x.parse(); err != nil {
 		return x.refuse(err)
 	}
-	if !x.s.places.TryAcquire(1) {
-		return x.refuse(errPullFull.New(nil, "answer one more request"))
+	// The last request of the same consumer may not have ended quite.
+	soon, cancel := context.WithTimeout(x.r.Context(), holdGrace)
+	defer cancel()
+	if err := x.s.places.Acquire(soon, 1); err != nil {
+		return x.refuse(errPullFull.New(err, "answer one more request"))
 	}
 	defer x.s.places.Release(1)
 	if ack {
@@ -536,10 +540,7 @@ func (x *pullExchange) acknowledge() int {
 func (x *pullExchange) page() int {
 	// The deadline of the request's header would end a request that waits.
 	_ = http.NewResponseController(x.w).SetReadDeadline(time.Time{})
-	if !x.s.room.TryAcquire(int64(x.s.cfg.Limits.Page)) {
-		return x.refuse(errPullFull.New(nil, "make room for a page"))
-	}
-	defer x.s.room.Release(int64(x.s.cfg.Limits.Page))
+	defer x.giveRoom()
 	ctx, lose := context.WithCancelCause(x.r.Context())
 	h, err := x.take(ctx, true)
 	if err != nil {
@@ -610,6 +611,9 @@ func (x *pullExchange) collect(ctx context.Context, h *hold) (end Place, more bo
 	end = h.Acked
 	h.mu.Unlock()
 	for gone := false; ; {
+		if err := x.takeRoom(ctx); err != nil {
+			return end, false, err
+		}
 		from := end
 		end, more, err = x.read(ctx, from)
 		if errors.Is(err, ErrLogTrimmed) && x.ask.from != "" && !gone && !x.begun {
@@ -632,9 +636,31 @@ func (x *pullExchange) collect(ctx context.Context, h *hold) (end Place, more bo
 		if more {
 			continue // the time for reading was up before there was a row
 		}
+		x.giveRoom() // who waits needs none
 		if err := x.await(ctx, end, left); err != nil {
 			return end, false, err
 		}
+	}
+}
+
+// takeRoom makes room for a page. Those who were woken by the same frame take turns.
+func (x *pullExchange) takeRoom(ctx context.Context) error {
+	if x.room {
+		return nil
+	}
+	wait, cancel := context.WithTimeout(ctx, x.s.cfg.Timeouts.Read)
+	defer cancel()
+	if err := x.s.room.Acquire(wait, int64(x.s.cfg.Limits.Page)); err != nil {
+		return errPullFull.New(err, "make room for a page")
+	}
+	x.room = true
+	return nil
+}
+
+func (x *pullExchange) giveRoom() {
+	if x.room {
+		x.s.room.Release(int64(x.s.cfg.Limits.Page))
+		x.room = false
 	}
 }
 

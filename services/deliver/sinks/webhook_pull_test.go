@@ -16,11 +16,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
 	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/condition"
 	"github.com/penstock/penstock/services/internal/config"
 	"github.com/penstock/penstock/services/internal/golden"
 	"github.com/penstock/penstock/services/internal/httpserver"
+	"github.com/penstock/penstock/services/internal/probe"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -635,7 +640,12 @@ func TestPullWait(t *testing.T) {
 	p := startPull(t, newMemoryLog(), newMemoryRegister(), nil)
 	p.key = p.add("one")
 	answers := make(chan pullReply, 1)
+	held := func() bool {
+		e, _ := p.register.Get(t.Context(), p.sink.consumers.positionPath("one", "web"))
+		return strings.Contains(string(e.Value), `"holder"`)
+	}
 	wait := func() {
+		eventually(t, "the position is free", func() bool { return !held() })
 		go func() {
 			a, err := p.ask(http.MethodGet, "/v1/streams/web?wait=50", p.key, nil)
 			if err != nil {
@@ -643,10 +653,7 @@ func TestPullWait(t *testing.T) {
 			}
 			answers <- a
 		}()
-		eventually(t, "the position is held", func() bool {
-			e, _ := p.register.Get(t.Context(), p.sink.consumers.positionPath("one", "web"))
-			return strings.Contains(string(e.Value), `"holder"`)
-		})
+		eventually(t, "the position is held", held)
 	}
 	wait()
 	if a := p.get("/v1/streams/web"); a.status != 409 || a.code() != "deliver.pull_key_in_use" || a.header.Get("Retry-After") == "" {
@@ -793,6 +800,14 @@ func TestPullLimits(t *testing.T) {
 	}
 	a = p.want("/v1/streams/web?limit=100&ack="+a.cursor, 200, 8) // but comes alone
 	// While one request waits, there is no place for another.
+	taken := func() bool {
+		if !p.sink.places.TryAcquire(1) {
+			return true
+		}
+		p.sink.places.Release(1)
+		return false
+	}
+	eventually(t, "the place is free", func() bool { return !taken() })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -800,13 +815,7 @@ func TestPullLimits(t *testing.T) {
 			t.Errorf("%d, %v", a.status, err)
 		}
 	}()
-	eventually(t, "the place is taken", func() bool {
-		if !p.sink.places.TryAcquire(1) {
-			return true
-		}
-		p.sink.places.Release(1)
-		return false
-	})
+	eventually(t, "the place is taken", taken)
 	if a, err := p.ask(http.MethodGet, "/v1/streams/all", other, nil); err != nil || a.status != 503 || a.header.Get("Retry-After") == "" {
 		t.Errorf("%d %s, %v", a.status, a.body, err)
 	}
@@ -880,6 +889,134 @@ func (endless) Read(b []byte) (int, error) {
 		b[i] = 'a'
 	}
 	return len(b), nil
+}
+
+// The listener has TLS, asks for client certificates if told to, and believes proxies
+// that it knows.
+// covers: DEV-128
+func TestPullTLS(t *testing.T) {
+	authority := newAuthority(t)
+	authority.issue(t, "server")
+	authority.issue(t, "client")
+	p := startPull(t, newMemoryLog(), newMemoryRegister(), func(c *WebhookPullConfig) {
+		c.TLS = httpserver.TLS{
+			CertFile: authority.path("server.pem"), KeyFile: authority.path("server.key"),
+			ClientCAFile: authority.path("ca.pem"), RequireClientCert: true,
+		}
+		c.TrustedProxies = []string{"127.0.0.1"}
+	})
+	p.key = p.add("one")
+	if a, err := p.ask(http.MethodGet, "/v1/streams/web", p.key, nil); err == nil && a.status != 400 {
+		t.Errorf("plain HTTP was answered: %d", a.status)
+	}
+	p.url = strings.Replace(p.url, "http:", "https:", 1)
+	for _, h2 := range []bool{false, true} {
+		stranger, err := TLSConfig{CAFile: authority.path("ca.pem")}.client("test")
+		must(t, err)
+		p.client = &http.Client{Transport: &http.Transport{TLSClientConfig: stranger, ForceAttemptHTTP2: h2}}
+		if _, err := p.ask(http.MethodGet, "/healthz", "", nil); err == nil {
+			t.Error("a client without a certificate was answered")
+		}
+		known, err := authority.client().client("test")
+		must(t, err)
+		p.client = &http.Client{Transport: &http.Transport{TLSClientConfig: known, ForceAttemptHTTP2: h2}}
+		p.log.store(1, events("web.allow", 0, 1)...)
+		a, err := p.ask(http.MethodGet, "/v1/streams/web?wait=10&limit=0&auto_ack=1", p.key, func(r *http.Request) {
+			r.Header.Set("X-Forwarded-For", "203.0.113.9, 198.51.100.7")
+		})
+		if err != nil || a.status != 200 || a.trailer.Get("Penstock-Cursor") == "" {
+			t.Errorf("HTTP/2 %v: %d %s, %v", h2, a.status, a.body, err)
+		}
+		p.client.CloseIdleConnections()
+	}
+	all, err := p.sink.consumers.List(t.Context())
+	if err != nil || all[0].Positions["web"].Address != "198.51.100.7" {
+		t.Errorf("listed %+v, %v", all, err)
+	}
+}
+
+// All who wait for the same event get it, though there is room for one page at a time.
+func TestPullManyWait(t *testing.T) {
+	const many = 40
+	p := startPull(t, newMemoryLog(), newMemoryRegister(), func(c *WebhookPullConfig) {
+		c.Limits.Page, c.Limits.InFlight = config.MiB, config.MiB
+	})
+	var waiting sync.WaitGroup
+	for i := range many {
+		key := p.add(fmt.Sprint("consumer", i))
+		waiting.Go(func() {
+			a, err := p.ask(http.MethodGet, "/v1/streams/web?wait=50", key, nil)
+			if err != nil || a.status != 200 || !slices.Equal(a.rows(t), []int{0}) {
+				t.Errorf("%d %s, %v", a.status, a.body, err)
+			}
+		})
+	}
+	eventually(t, "all wait", func() bool {
+		all, err := p.sink.consumers.List(t.Context())
+		held := 0
+		for _, c := range all {
+			if c.Positions["web"].Holder != "" {
+				held++
+			}
+		}
+		return err == nil && held == many
+	})
+	p.log.store(1, events("web.allow", 0, 1)...)
+	waiting.Wait()
+}
+
+func TestPullLag(t *testing.T) {
+	p := startPull(t, newMemoryLog(), newMemoryRegister(), nil)
+	p.key = p.add("lagging")
+	p.log.store(1, events("web.allow", 0, 3)...)
+	p.want("/v1/streams/web?limit=1", 200, 0)
+	var frames float64
+	var shown map[[2]string]bool
+	eventually(t, "the lag is seen", func() bool {
+		shown = p.sink.lags(t.Context(), shown)
+		frames = gaugeOf(t, pullBehind.WithLabelValues("pull", "web", "lagging"))
+		return frames == 3
+	})
+	if age := gaugeOf(t, pullOldest.WithLabelValues("pull", "web", "lagging")); age < 59 || age > 120 {
+		t.Errorf("age %v", age)
+	}
+	must(t, p.sink.consumers.Revoke(t.Context(), "lagging"))
+	eventually(t, "it is gone", func() bool { shown = p.sink.lags(t.Context(), shown); return len(shown) == 0 })
+}
+
+func gaugeOf(t *testing.T, g prometheus.Metric) float64 {
+	t.Helper()
+	var m dto.Metric
+	must(t, g.Write(&m))
+	return m.GetGauge().GetValue()
+}
+
+func TestPullProbe(t *testing.T) {
+	cfg := defaultWebhookPull()
+	cfg.Address = "127.0.0.1:0"
+	if all := cfg.Probe(t.Context()); len(all) != 1 || all[0].Level != probe.OK {
+		t.Errorf("found %+v", all)
+	}
+	p := startPull(t, newMemoryLog(), newMemoryRegister(), nil)
+	cfg.Address = p.sink.Addr().String()
+	if all := cfg.Probe(t.Context()); len(all) != 1 || all[0].Level != probe.Warn {
+		t.Errorf("found %+v", all)
+	}
+	cfg.TLS = httpserver.TLS{CertFile: "none.pem", KeyFile: "none.key"}
+	if all := cfg.Probe(t.Context()); len(all) != 1 || all[0].Level != probe.Fail || all[0].Code != "deliver.pull_certificate" {
+		t.Errorf("found %+v", all)
+	}
+	// What cannot be opened says so.
+	second := p.sink.cfg
+	second.Address = cfg.Address
+	s, err := newWebhookPull(second, Deps{Destination: "second", Events: p.log.view()}, p.register)
+	must(t, err)
+	if err := s.Run(t.Context()); fault.CodeOf(err) != "deliver.pull_cannot_listen" {
+		t.Errorf("run: %v", err)
+	}
+	if _, err := openWebhookPull(t.Context(), second, Deps{Destination: "third"}); fault.CodeOf(err) != "deliver.pull_no_log" {
+		t.Errorf("without a bus: %v", err)
+	}
 }
 
 func TestPullGzip(t *testing.T) {
