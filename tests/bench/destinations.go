@@ -269,6 +269,7 @@ func deliverRound(ctx context.Context, binary, limit, dir, log, other, dead stri
 			return r, fmt.Errorf("an http receiver has %d events of %d", got, n)
 		}
 	}
+	r.rss = peakRSS(cmd.Process.Pid)
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return r, err
 	}
@@ -277,9 +278,6 @@ func deliverRound(ctx context.Context, binary, limit, dir, log, other, dead stri
 		return r, fmt.Errorf("penstock ended badly: %w", err)
 	}
 	r.cpu = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
-	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		r.rss = float64(usage.Maxrss) / 1024
-	}
 	return r, os.RemoveAll(dir)
 }
 

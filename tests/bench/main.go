@@ -321,6 +321,7 @@ telemetry: {address: %q, private_address: %q, log_level: warn, log_format: json}
 	if err := <-profiled; err != nil {
 		return r, fmt.Errorf("profile: %w", err)
 	}
+	r.PeakRSSMiB = peakRSS(cmd.Process.Pid)
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return r, err
 	}
@@ -329,9 +330,6 @@ telemetry: {address: %q, private_address: %q, log_level: warn, log_format: json}
 	}
 	r.UserSeconds, r.SystemSeconds = cmd.ProcessState.UserTime().Seconds(), cmd.ProcessState.SystemTime().Seconds()
 	r.CPUSeconds = r.UserSeconds + r.SystemSeconds
-	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		r.PeakRSSMiB = float64(usage.Maxrss) / 1024
-	}
 	r.Received = sink.lines.Load()
 	r.CPUPerMillion = r.CPUSeconds / float64(r.Records) * 1e6
 	r.EventsPerSecond = float64(r.Records) / r.Seconds
@@ -392,6 +390,20 @@ func cpuSeconds() float64 {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
+}
+
+// peakRSS is the most memory that a process has had so far, in MiB. What the system
+// tells of a process that has ended is of no use: that begins with what its parent, this
+// program, had when it started it. Source: proc(5), VmHWM; getrusage(2).
+func peakRSS(pid int) float64 {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // absent elsewhere than on Linux: 0
+	_, rest, _ := strings.Cut(string(data), "VmHWM:")
+	fields := strings.Fields(rest)
+	if len(fields) == 0 {
+		return 0
+	}
+	kib, _ := strconv.ParseFloat(fields[0], 64) // 0 says that it is not known
+	return kib / 1024
 }
 
 func rawSize(set *feed.Set, i int) int64 {
