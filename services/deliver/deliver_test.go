@@ -270,6 +270,7 @@ func TestBatches(t *testing.T) {
 	}
 }
 
+// covers: DEV-98
 func TestFacts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := newMemory()
@@ -306,6 +307,19 @@ func TestFacts(t *testing.T) {
 		}
 		if m := read(t, latencySeconds.WithLabelValues("facts").(prometheus.Metric)); m.GetHistogram().GetSampleCount() != 2 || m.GetHistogram().GetSampleSum() != 8 {
 			t.Errorf("latencies %v, want 4 s for each origin", m)
+		}
+		// Throughput: events, bytes, attempts and their time.
+		if n := read(t, eventsConfirmed.WithLabelValues("facts")).GetCounter().GetValue(); n != 3 {
+			t.Errorf("%v confirmed", n)
+		}
+		if n := read(t, bytesSent.WithLabelValues("facts")).GetCounter().GetValue(); n != float64(sink.bytes[0]) {
+			t.Errorf("%v bytes, want %d", n, sink.bytes[0])
+		}
+		if n := read(t, batchesSent.WithLabelValues("facts", "done")).GetCounter().GetValue(); n != 1 {
+			t.Errorf("%v batches", n)
+		}
+		if m := read(t, batchSeconds.WithLabelValues("facts").(prometheus.Metric)); m.GetHistogram().GetSampleCount() != 1 {
+			t.Errorf("times %v", m)
 		}
 	})
 }
@@ -1178,7 +1192,6 @@ func TestDrainHurries(t *testing.T) {
 	})
 }
 
-// covers: LIM-24
 // A destination that was down for longer than max_backlog.age goes on with what is
 // newer; what it leaves out is counted, and so are frames that get too old in hand.
 func TestMaxBacklogSkips(t *testing.T) {

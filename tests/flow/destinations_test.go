@@ -144,7 +144,7 @@ func get(t *testing.T, url string) string {
 
 // While a destination is paused its lag grows and the others go on, also over kill -9
 // of all there is; afterwards everything arrives, each event once.
-// covers: DEV-139, LIM-27
+// covers: DEV-139, LIM-27, OPC-4
 func TestPauseHoldsTheLog(t *testing.T) {
 	w := harness.NewWorld(t, nil)
 	other := harness.StartSink(t)
@@ -224,7 +224,7 @@ func TestReplicasObeyAPause(t *testing.T) {
 // SIGHUP adds a destination that begins in the past and gets exactly what came since,
 // changes nothing when the file has a mistake, and lets a destination go; removed, it is
 // not expected to deliver any more.
-// covers: DEV-137
+// covers: DEV-137, OPC-9
 func TestReloadAddsAndRemoves(t *testing.T) {
 	w := harness.NewWorld(t, nil)
 	late, old := harness.StartSink(t), harness.StartSink(t)

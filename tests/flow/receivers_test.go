@@ -399,7 +399,7 @@ func (r *receivers) await(n int, but ...string) {
 // Every kind of destination gets every event, once while nothing dies, and none is
 // held up by one that takes nothing; killed in the middle, all get what they had not
 // confirmed, and the one that was dead gets everything when it is back.
-// covers: LIM-13, SYS-16
+// covers: LIM-13, OPC-3, OPC-28, CEN-3
 func TestEveryDestinationGetsEveryEvent(t *testing.T) {
 	w := harness.NewWorld(t, nil)
 	r := &receivers{t: t, boxes: map[string]*inbox{}, polls: map[string]func() []byte{}}
