@@ -227,9 +227,57 @@ func TestTestInputsThatAreMissing(t *testing.T) {
 	}
 }
 
-// The example of the guide passes.
+// The example of the guide passes, as a whole and as it is printed there.
 func TestTestingGuide(t *testing.T) {
 	if out, _, err := command(t, "", "test", "../../deploy/testing/penstock.test.yaml"); err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+	guide, err := os.ReadFile("../../docs/guides/testing-configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(guide), "```yaml\n")
+	text, _, _ = strings.Cut(text, "```")
+	dir := t.TempDir()
+	for _, name := range []string{"penstock.yaml", "accounts.csv"} {
+		data, err := os.ReadFile("../../deploy/testing/" + name)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	name := filepath.Join(dir, "t.yaml")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, _, err := command(t, "", "test", name); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// Each rule in the guides is one that loads.
+func TestRulesInGuides(t *testing.T) {
+	t.Setenv("MASK_KEY", "0123456789abcdef")
+	for _, guide := range []string{"routing", "enrichment", "ocsf"} {
+		text, err := os.ReadFile("../../docs/guides/" + guide + ".md")
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := strings.Split(string(text), "```yaml\n")[1:]
+		if len(blocks) == 0 {
+			t.Errorf("%s has no example", guide)
+		}
+		for n, block := range blocks {
+			block, _, _ = strings.Cut(block, "```")
+			name := filepath.Join(t.TempDir(), "penstock.yaml")
+			if err := os.WriteFile(name, []byte(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := loadFile(name); err != nil {
+				t.Errorf("%s, example %d: %v", guide, n+1, err)
+			}
+		}
 	}
 }

@@ -122,15 +122,15 @@ func (e *expectDestination) UnmarshalConfig(n *config.Node) error {
 }
 
 // Validate reports every problem, each with the key to change.
-func (f testFile) Validate() error {
+func (t testFile) Validate() error {
 	var p config.Problems
-	p.Need(f.Config != "", "config", "name the configuration to test, e.g. penstock.yaml")
-	p.Need(len(f.Tests) > 0, "tests", "write at least one test")
+	p.Need(t.Config != "", "config", "name the configuration to test, e.g. penstock.yaml")
+	p.Need(len(t.Tests) > 0, "tests", "write at least one test")
 	names := map[string]bool{}
-	for i, t := range f.Tests {
-		p.Need(t.Name != "" && !names[t.Name], fmt.Sprintf("tests[%d].name", i), "give each test a name of its own")
-		names[t.Name] = true
-		p.Need(len(t.Input) > 0, fmt.Sprintf("tests[%d].input", i), "give it something to read, e.g. - {source: trail, record: '{...}'}")
+	for i, c := range t.Tests {
+		p.Need(c.Name != "" && !names[c.Name], fmt.Sprintf("tests[%d].name", i), "give each test a name of its own")
+		names[c.Name] = true
+		p.Need(len(c.Input) > 0, fmt.Sprintf("tests[%d].input", i), "give it something to read, e.g. - {source: trail, record: '{...}'}")
 	}
 	return p.Err()
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -252,7 +253,7 @@ func (f *testFlow) announce(ctx context.Context, number uint64, source, key, bod
 		return err
 	}
 	notice := &messages.Notice{Version: 1, Size: info.Size(), Origin: &messages.Origin{
-		Pull: messages.NewPull("test", fmt.Sprint(number)), Source: source, Bucket: bucket, Key: key, Received: time.Now().UnixNano(), Created: time.Now().UnixNano(),
+		Pull: messages.NewPull("test", strconv.FormatUint(number, 10)), Source: source, Bucket: bucket, Key: key, Received: time.Now().UnixNano(), Created: time.Now().UnixNano(),
 	}}
 	return testOutbox{f, topology.Ingest}.Publish(ctx, topology.Message{Subject: topology.NoticeSubject(source), Data: messages.EncodeNotice(notice)})
 }
@@ -473,7 +474,7 @@ func (q *oneMessage) ReceiveMessage(ctx context.Context, in *sqs.ReceiveMessageI
 	q.given = true
 	q.mu.Unlock()
 	if !given {
-		sent := fmt.Sprint(time.Now().UnixMilli())
+		sent := strconv.FormatInt(time.Now().UnixMilli(), 10)
 		return &sqs.ReceiveMessageOutput{Messages: []types.Message{{
 			MessageId: &q.id, ReceiptHandle: &q.id, Body: &q.body,
 			Attributes: map[string]string{"SentTimestamp": sent, "ApproximateReceiveCount": "1"},
