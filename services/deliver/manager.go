@@ -40,9 +40,12 @@ var (
 
 // ManagerDeps is what the Manager gets from the process.
 type ManagerDeps struct {
-	// Reserve sees to it that the event log is kept for a destination from where it
-	// begins, whether it can be opened or not. It is repeated now and then.
-	Reserve func(ctx context.Context, d Destination) error
+	// Reserve sees to it that the event log is kept for a destination, whether it can be
+	// opened or not, and returns the first sequence that it reads.
+	Reserve func(ctx context.Context, d Destination) (first uint64, err error)
+	// Tell tells the ledger what a destination reads, and from where on. It is repeated
+	// now and then.
+	Tell func(ctx context.Context, d Destination, first uint64) error
 	// Open opens a destination and starts nothing. ctx lives until it is closed.
 	Open func(ctx context.Context, d Destination) (Opened, error)
 	// Idle is called while nothing is read for a destination and returns when ctx has
@@ -126,8 +129,8 @@ type managed struct {
 	cfg    Destination
 	wanted bool
 	paused bool
-	// reserved: the event log is kept for cfg.
-	reserved bool
+	// first is what Reserve returned for cfg, 0 before that.
+	first uint64
 	// end ends the present turn: something has changed.
 	end     context.CancelFunc
 	runs    bool // its goroutine does
@@ -170,7 +173,7 @@ func (m *Manager) Configure(list []Destination) Changes {
 		default:
 			continue
 		}
-		s.cfg, s.wanted, s.reserved, s.paused = d, true, false, m.paused[d.Name]
+		s.cfg, s.wanted, s.first, s.paused = d, true, 0, m.paused[d.Name]
 		s.end()
 	}
 	for name, s := range m.all {
@@ -292,9 +295,9 @@ func (m *Manager) States() []State {
 
 // turn is what a destination has to do until something changes.
 type turn struct {
-	cfg      Destination
-	paused   bool
-	reserved bool
+	cfg    Destination
+	paused bool
+	first  uint64
 }
 
 // run takes turns until the destination is not wanted any more.
@@ -330,7 +333,7 @@ func (s *managed) next(ctx context.Context) (t turn, during context.Context, end
 	}
 	during, end = context.WithCancel(ctx)
 	s.end = end
-	return turn{s.cfg, s.paused, s.reserved}, during, end, true
+	return turn{s.cfg, s.paused, s.first}, during, end, true
 }
 
 func (s *managed) set(state string, err error, breaker func() string) {
@@ -350,29 +353,34 @@ func (s *managed) set(state string, err error, breaker func() string) {
 	destinationPaused.WithLabelValues(s.name).Set(gauge(state == Paused))
 }
 
-// reserveEvery is how often what a destination reads is told again: the ledger forgets.
-const reserveEvery = time.Hour
-
-// reserve has the event log kept for the destination, unless that was done.
+// reserve has the event log kept for the destination and the ledger know of it, unless
+// that was done.
 func (s *managed) reserve(ctx context.Context, t *turn) error {
-	if t.reserved {
+	if t.first > 0 {
 		return nil
 	}
-	if err := s.m.deps.Reserve(ctx, t.cfg); err != nil {
+	first, err := s.m.deps.Reserve(ctx, t.cfg)
+	if err == nil {
+		err = s.m.deps.Tell(ctx, t.cfg, first)
+	}
+	if err != nil {
 		return err
 	}
-	t.reserved = true
+	t.first = first
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	if reflect.DeepEqual(s.cfg, t.cfg) {
-		s.reserved = true
+		s.first = first
 	}
 	return nil
 }
 
-// again reserves now and then until ctx ends.
+// tellEvery is how often the ledger is told again: it forgets what is old.
+const tellEvery = time.Hour
+
+// again tells the ledger now and then until ctx ends.
 func (s *managed) again(ctx context.Context, t turn) {
-	tick := time.NewTicker(reserveEvery)
+	tick := time.NewTicker(tellEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -380,7 +388,7 @@ func (s *managed) again(ctx context.Context, t turn) {
 			return
 		case <-tick.C:
 		}
-		if err := s.m.deps.Reserve(ctx, t.cfg); err != nil && ctx.Err() == nil {
+		if err := s.m.deps.Tell(ctx, t.cfg, t.first); err != nil && ctx.Err() == nil {
 			s.log.Warn("the ledger could not be told again what the destination reads", "err", err)
 		}
 	}
@@ -391,7 +399,7 @@ func (s *managed) again(ctx context.Context, t turn) {
 func (s *managed) rest(during context.Context, t turn) {
 	s.set(Paused, nil, nil)
 	s.log.Info("destination is paused; the event log keeps its events")
-	for n := 1; during.Err() == nil && !t.reserved; n++ {
+	for n := 1; during.Err() == nil && t.first == 0; n++ {
 		if err := s.guard(func() error { return s.reserve(during, &t) }); err != nil && during.Err() == nil {
 			s.log.Warn("the event log could not be reserved for a destination that is paused, trying on", "err", err)
 			pause(during, reopen.after(n))

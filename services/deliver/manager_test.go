@@ -29,10 +29,11 @@ type stage struct {
 	// stall keeps the end of a run of a destination until it is closed.
 	stall map[string]chan struct{}
 	late  error // what a run returns when it is stopped
+	told  map[string]int
 }
 
 func newStage() *stage {
-	return &stage{open: map[string]int{}, stall: map[string]chan struct{}{}}
+	return &stage{open: map[string]int{}, stall: map[string]chan struct{}{}, told: map[string]int{}}
 }
 
 func (s *stage) note(format string, args ...any) {
@@ -56,10 +57,18 @@ func (s *stage) set(how any) {
 
 func (s *stage) deps() ManagerDeps {
 	return ManagerDeps{
-		Reserve: func(_ context.Context, d Destination) error {
+		Reserve: func(_ context.Context, d Destination) (uint64, error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.note("reserve:%s", d.Name)
+			return 7, nil
+		},
+		Tell: func(_ context.Context, d Destination, first uint64) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.told[d.Name]++; s.told[d.Name] > 1 {
+				s.note("again:%s:%d", d.Name, first)
+			}
 			return nil
 		},
 		Open: func(_ context.Context, d Destination) (Opened, error) {
@@ -187,7 +196,6 @@ func TestManagerWaitsForWhatIsPaused(t *testing.T) {
 }
 
 // What changes is closed before it is opened anew, and the others go on.
-// covers: DEV-139
 func TestManagerAppliesDifferences(t *testing.T) {
 	managing(t, func(t *testing.T, m *Manager, s *stage) {
 		m.Pause(nil)
@@ -204,7 +212,7 @@ func TestManagerAppliesDifferences(t *testing.T) {
 		if want := (Changes{Added: []string{"d"}, Changed: []string{"b"}, Removed: []string{"c"}}); !reflect.DeepEqual(got, want) {
 			t.Errorf("%+v", got)
 		}
-		expect(t, s, "one of each", "close:b reserve:b open:b close:c gone:c reserve:d open:d")
+		expect(t, s, "one of each", "close:b reserve:b again:b:7 open:b close:c gone:c reserve:d open:d")
 		if got := states(m); got != "a=running b=running d=running" {
 			t.Error(got)
 		}
@@ -228,7 +236,7 @@ func TestManagerNeverOpensTwice(t *testing.T) {
 		m.Pause(nil)
 		expect(t, s, "still finishes", "")
 		close(stall)
-		expect(t, s, "begins anew", "close:a reserve:a open:a")
+		expect(t, s, "begins anew", "close:a reserve:a again:a:7 open:a")
 		if n := m.States(); len(n) != 1 || n[0].State != Running {
 			t.Errorf("%+v", n)
 		}
@@ -292,7 +300,8 @@ func TestManagerServesBeside(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		breaks, opened := make(chan any), 0
 		m := NewManager(ManagerDeps{
-			Reserve: func(context.Context, Destination) error { return nil },
+			Reserve: func(context.Context, Destination) (uint64, error) { return 1, nil },
+			Tell:    func(context.Context, Destination, uint64) error { return nil },
 			Open: func(context.Context, Destination) (Opened, error) {
 				opened++
 				return Opened{
@@ -338,13 +347,13 @@ func TestManagerServesBeside(t *testing.T) {
 
 // The ledger forgets what it was told long ago: it is told again while a destination
 // runs, and while it is paused.
-func TestManagerReservesAgain(t *testing.T) {
+func TestManagerTellsAgain(t *testing.T) {
 	managing(t, func(t *testing.T, m *Manager, s *stage) {
 		m.Pause(map[string]bool{"b": true})
 		m.Configure([]Destination{dest("a"), dest("b")})
 		expect(t, s, "begin", "reserve:a open:a reserve:b")
-		time.Sleep(reserveEvery + time.Second)
-		expect(t, s, "an hour later", "reserve:a reserve:b")
+		time.Sleep(tellEvery + time.Second)
+		expect(t, s, "an hour later", "again:a:7 again:b:7")
 	})
 }
 

@@ -18,7 +18,10 @@ import (
 // deliver makes what runs the destinations of this process.
 func (p *pipeline) deliver(bus *topology.Bus, log *slog.Logger) []func(context.Context) error {
 	m := deliver.NewManager(deliver.ManagerDeps{
-		Reserve: func(ctx context.Context, d deliver.Destination) error { return reserve(ctx, bus, d) },
+		Reserve: func(ctx context.Context, d deliver.Destination) (uint64, error) { return bus.Begin(ctx, reader(d)) },
+		Tell: func(ctx context.Context, d deliver.Destination, first uint64) error {
+			return tellLedger(ctx, bus, &messages.Destination{Name: d.Name, Types: d.Types, First: first})
+		},
 		Open: func(ctx context.Context, d deliver.Destination) (deliver.Opened, error) {
 			return p.open(ctx, d, bus, log.With("destination", d.Name))
 		},
@@ -72,16 +75,7 @@ func reader(d deliver.Destination) topology.Consumer {
 	return topology.DeliverConsumer(d.Name, d.Types, d.Start())
 }
 
-// reserve makes the reader, which keeps the event log for the destination, and tells
-// the ledger what the destination reads, so that it knows what to expect.
-func reserve(ctx context.Context, bus *topology.Bus, d deliver.Destination) error {
-	first, err := bus.Begin(ctx, reader(d))
-	if err != nil {
-		return err
-	}
-	return tellLedger(ctx, bus, &messages.Destination{Name: d.Name, Types: d.Types, First: first})
-}
-
+// tellLedger tells the ledger what a destination reads, so that it knows what to expect.
 func tellLedger(ctx context.Context, bus *topology.Bus, d *messages.Destination) error {
 	d.Time = time.Now().UnixNano()
 	out := bus.NewOutbox(topology.Deliver)

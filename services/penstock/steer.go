@@ -54,8 +54,9 @@ type destinationStatus struct {
 	Processes map[string]deliver.State `json:"processes,omitempty"`
 }
 
-// destinationsNow gathers the status of all destinations that anybody knows of.
-func destinationsNow(ctx context.Context, bus *topology.Bus, file File) ([]*destinationStatus, error) {
+// destinationsNow gathers the status of all destinations that anybody knows of. Without
+// counts the ledger, which may be long, is not read.
+func destinationsNow(ctx context.Context, bus *topology.Bus, file File, counts bool) ([]*destinationStatus, error) {
 	all := map[string]*destinationStatus{}
 	of := func(name string) *destinationStatus {
 		if all[name] == nil {
@@ -91,17 +92,19 @@ func destinationsNow(ctx context.Context, bus *topology.Bus, file File) ([]*dest
 	if err := askProcesses(ctx, bus, of); err != nil {
 		return nil, err
 	}
-	fold := ledger.New()
-	// What was delivered is all that is asked for here: what was expected is not.
-	if err := bus.Read(ctx, topology.Span{Subject: topology.LedgerSubject(topology.Deliver)}, func(m topology.Stored) error { return addFacts(fold, m) }); err != nil {
-		return nil, err
-	}
-	for _, d := range fold.Report().Destinations {
-		if _, known := all[d.Name]; !known && d.Removed {
-			continue
+	if counts {
+		fold := ledger.New()
+		// What was delivered is all that is asked for here: what was expected is not.
+		if err := bus.Read(ctx, topology.Span{Subject: topology.LedgerSubject(topology.Deliver)}, func(m topology.Stored) error { return addFacts(fold, m) }); err != nil {
+			return nil, err
 		}
-		s := of(d.Name)
-		s.Confirmed, s.Filtered, s.Skipped, s.Quarantined = d.Confirmed, d.Filtered, d.Skipped, d.Quarantined
+		for _, d := range fold.Report().Destinations {
+			if _, known := all[d.Name]; !known && d.Removed {
+				continue
+			}
+			s := of(d.Name)
+			s.Confirmed, s.Filtered, s.Skipped, s.Quarantined = d.Confirmed, d.Filtered, d.Skipped, d.Quarantined
+		}
 	}
 	list := make([]*destinationStatus, 0, len(all))
 	for _, name := range slices.Sorted(maps.Keys(all)) {
@@ -200,7 +203,7 @@ those of which LAG is "-".`,
 				return err
 			}
 			defer bus.Close()
-			list, err := destinationsNow(cmd.Context(), bus, file)
+			list, err := destinationsNow(cmd.Context(), bus, file, true)
 			if err != nil {
 				return err
 			}
@@ -323,7 +326,7 @@ func steer(cmd *cobra.Command, flags *busFlags, c topology.Control) error {
 		return err
 	}
 	defer bus.Close()
-	list, err := destinationsNow(ctx, bus, file)
+	list, err := destinationsNow(ctx, bus, file, false)
 	if err != nil {
 		return err
 	}
@@ -411,7 +414,7 @@ If a destination of that name comes back it is a new one, and begins as its key
 
 func removeDestination(cmd *cobra.Command, bus *topology.Bus, file File, name string, yes bool) error {
 	ctx, out := cmd.Context(), cmd.OutOrStdout()
-	list, err := destinationsNow(ctx, bus, file)
+	list, err := destinationsNow(ctx, bus, file, true)
 	if err != nil {
 		return err
 	}
