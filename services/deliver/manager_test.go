@@ -196,6 +196,7 @@ func TestManagerWaitsForWhatIsPaused(t *testing.T) {
 }
 
 // What changes is closed before it is opened anew, and the others go on.
+// covers: DEV-139
 func TestManagerAppliesDifferences(t *testing.T) {
 	managing(t, func(t *testing.T, m *Manager, s *stage) {
 		m.Pause(nil)
