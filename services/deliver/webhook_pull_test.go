@@ -385,11 +385,12 @@ func TestPullGuide(t *testing.T) {
 	for _, part := range parts {
 		command, _, _ := strings.Cut(part, "\n```")
 		w.store("web.allow", 1, 3)
+		w.store("mail", 1, 3)
 		run := exec.CommandContext(t.Context(), "sh", "-euc", command)
 		run.Dir = t.TempDir()
-		run.Env = append(os.Environ(), "PENSTOCK="+r.url, "KEY="+key, "ROUNDS=2")
+		run.Env = append(os.Environ(), "PENSTOCK="+r.url, "KEY="+key, "ROUNDS=4")
 		out, err := run.CombinedOutput()
-		if err != nil || !strings.Contains(string(out), `"n":`) && !strings.Contains(string(out), "ok") && !strings.Contains(string(out), "204") {
+		if err != nil || strings.Contains(string(out), `"error"`) || !strings.Contains(string(out), `"n":`) && !strings.Contains(string(out), "ok") && !strings.Contains(string(out), "204") {
 			t.Errorf("%s\n%v: %s", command, err, out)
 		}
 	}

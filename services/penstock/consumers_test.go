@@ -46,7 +46,7 @@ func freeAddress(t *testing.T) string {
 
 // A consumer is made, fetches from the stage that delivers, is seen, rewound and
 // revoked.
-// covers: F-30, CEN-9, DEV-128
+// covers: F-30, CEN-9
 func TestConsumers(t *testing.T) {
 	dir, address := t.TempDir(), freeAddress(t)
 	store, path := filepath.Join(dir, "store"), filepath.Join(dir, "penstock.yaml")

@@ -92,6 +92,9 @@ type Position struct {
 	// Acked is what is behind the consumer for good, Served what it was given.
 	Acked  Place `json:"acked"`
 	Served Place `json:"served"`
+	// Last is what was acknowledged last, and may be again; Acked is ahead of it where no
+	// rows lie between.
+	Last Place `json:"last"`
 	// Rewound is what was served before an operator moved the position; nil once a
 	// consumer has acknowledged something since.
 	Rewound *Place `json:"rewound,omitempty"`
@@ -281,7 +284,7 @@ func (c *Consumers) Rewind(ctx context.Context, name, stream string, to Place) e
 			rewound = *p.Rewound
 		}
 		// Who is being answered is told that the position has moved.
-		p.Acked, p.Served, p.Rewound, p.Holder = to, to, &rewound, ""
+		p.Acked, p.Served, p.Last, p.Rewound, p.Holder = to, to, to, &rewound, ""
 		value, _ := json.Marshal(p) // cannot fail
 		_, err = c.register.Put(ctx, e, value)
 		return err

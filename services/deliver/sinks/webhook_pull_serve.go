@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"math"
 	"net/http"
 	"net/netip"
@@ -121,7 +120,7 @@ func (s *webhookPull) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case p == http.ErrAbortHandler: //nolint:errorlint // a sentinel of panics, never wrapped
 			status = 499 // cut, as some servers call it
 		default:
-			err := errPullPanic.New(nil, "answer a request: %.200s", fmt.Sprint(p))
+			err := errPullPanic.New(nil, "answer a request: %T", p) // its text may hold what nobody should see
 			s.log.ErrorContext(r.Context(), "a request makes penstock fail", "err", err, "stack", string(debug.Stack()))
 			if status = http.StatusInternalServerError; !x.begun {
 				x.refuse(err)
@@ -408,7 +407,7 @@ func (x *pullExchange) tryTake(ctx context.Context, keep bool) (*hold, error) {
 		if err != nil {
 			return nil, errPullLog.New(err, "look up where %s begins", x.who.Name)
 		}
-		h.Acked, h.Served = at, at
+		h.Acked, h.Served, h.Last = at, at, at
 	}
 	if x.ask.ack != nil {
 		if err := h.acknowledge(ctx, *x.ask.ack); err != nil {
@@ -434,13 +433,13 @@ func (x *pullExchange) tryTake(ctx context.Context, keep bool) (*hold, error) {
 // acknowledge moves the position to a place that was served, and never back.
 func (h *hold) acknowledge(ctx context.Context, at Place) error {
 	switch {
-	case !at.Before(h.Acked) && !h.Served.Before(at):
-		h.Acked, h.Rewound = at, nil
+	case !at.Before(h.Last) && !h.Served.Before(at):
+		h.Acked, h.Last, h.Rewound = later(h.Acked, at), at, nil
 		return nil
 	case h.Rewound != nil && !h.Rewound.Before(at):
 		return nil // of before an operator moved the position, which is newer
-	case at.Before(h.Acked):
-		return errPullAck.New(nil, "acknowledge %s: %s and what comes before is acknowledged already", at, h.Acked)
+	case at.Before(h.Last):
+		return errPullAck.New(nil, "acknowledge %s: %s and what comes before is acknowledged already", at, h.Last)
 	}
 	// The oldest that is kept, after a 410 that named it.
 	first, _, _, err := h.x.events.Bounds(ctx, time.Time{})
@@ -449,7 +448,7 @@ func (h *hold) acknowledge(ctx context.Context, at Place) error {
 	}
 	if h.Acked.Sequence < first && at.Sequence <= first && at.Index == 0 {
 		h.x.gap(ctx, h.Acked, at)
-		h.Acked, h.Served, h.Rewound = at, at, nil
+		h.Acked, h.Served, h.Last, h.Rewound = at, at, at, nil
 		return nil
 	}
 	return errPullAck.New(nil, "acknowledge %s: only what comes before %s was served for this key and stream", at, h.Served)
@@ -591,7 +590,7 @@ func (x *pullExchange) page() int {
 	}
 	pullRows.WithLabelValues(x.s.name, x.stream, x.who.Name).Add(float64(x.rows))
 	if x.ask.autoAck {
-		at = func(p *Position) { p.Acked, p.Served, p.Rewound = end, later(p.Served, end), nil }
+		at = func(p *Position) { p.Acked, p.Served, p.Last, p.Rewound = end, later(p.Served, end), end, nil }
 	}
 	return http.StatusOK
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -221,12 +222,31 @@ func (m *memoryRegister) Watch(ctx context.Context, path string, f func(topology
 	}
 }
 
+// said is a log.
+type said struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *said) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(b)
+}
+
+func (s *said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
 // puller is a destination at work, and one who fetches from it.
 type puller struct {
 	t        testing.TB
 	sink     *webhookPull
 	log      *memoryLog
 	register *memoryRegister
+	said     *said
 	url, key string
 	client   *http.Client
 	stop     func() error
@@ -241,11 +261,15 @@ func startPull(t testing.TB, log *memoryLog, register *memoryRegister, change fu
 	if change != nil {
 		change(&cfg)
 	}
-	sink, err := newWebhookPull(cfg, Deps{Destination: "pull", Events: log.view(), Drain: 5 * time.Second}, register)
+	said := &said{}
+	sink, err := newWebhookPull(cfg, Deps{
+		Destination: "pull", Events: log.view(), Drain: 5 * time.Second,
+		Log: slog.New(slog.NewJSONHandler(said, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}, register)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &puller{t: t, sink: sink, log: log, register: register, client: &http.Client{Transport: &http.Transport{DisableCompression: true}}}
+	p := &puller{t: t, said: said, sink: sink, log: log, register: register, client: &http.Client{Transport: &http.Transport{DisableCompression: true}}}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- sink.Run(ctx) }()
@@ -627,6 +651,10 @@ func TestPullKeys(t *testing.T) {
 	if _, err := p.sink.consumers.Add(t.Context(), "a b", nil, time.Time{}); err == nil {
 		t.Error("a name with a space")
 	}
+	must(t, p.stop())
+	if text := p.said.String(); !strings.Contains(text, "listens") || strings.Contains(text, key[26:]) {
+		t.Errorf("the log shows a key:\n%s", text)
+	}
 	all, err := p.sink.consumers.List(t.Context())
 	if err != nil || len(all) != 3 || all[0].Name != "one" || all[0].Positions["web"].Address != "127.0.0.1" || all[0].Positions["web"].Seen.IsZero() {
 		t.Errorf("listed %+v, %v", all, err)
@@ -736,10 +764,17 @@ func TestPullQuietStream(t *testing.T) {
 	p := startPull(t, newMemoryLog(), newMemoryRegister(), nil)
 	p.key = p.add("one")
 	p.want("/v1/streams/web", 204)
+	p.log.store(1, events("web.allow", 0, 2)...)
+	a := p.want("/v1/streams/web", 200, 0, 1)
+	p.want("/v1/streams/web?ack="+a.cursor, 204)
 	p.log.store(1, events("mail", 0, 100)...)
-	p.want("/v1/streams/web", 204)
-	p.log.trim(101)
-	p.want("/v1/streams/web", 204)
+	// Who goes on to acknowledge what it got last is right.
+	p.want("/v1/streams/web?ack="+a.cursor, 204)
+	p.log.trim(103)
+	p.want("/v1/streams/web?ack="+a.cursor, 204)
+	p.log.store(1, events("web.allow", 2, 1)...)
+	p.want("/v1/streams/web?ack="+a.cursor, 200, 2)
+	p.want("/v1/streams/web", 200, 2)
 }
 
 // A new consumer begins some time back, or where it says.
@@ -757,7 +792,6 @@ func TestPullBegins(t *testing.T) {
 	p.want("/v1/streams/web?from="+url.QueryEscape(time.Now().Add(time.Hour).Format(time.RFC3339)), 204)
 }
 
-// covers: DEV-128
 func TestPullRate(t *testing.T) {
 	p := startPull(t, newMemoryLog(), newMemoryRegister(), func(c *WebhookPullConfig) {
 		c.Rate = httpserver.Rate{PerSecond: 0.01, Burst: 2}
@@ -893,7 +927,6 @@ func (endless) Read(b []byte) (int, error) {
 
 // The listener has TLS, asks for client certificates if told to, and believes proxies
 // that it knows.
-// covers: DEV-128
 func TestPullTLS(t *testing.T) {
 	authority := newAuthority(t)
 	authority.issue(t, "server")
