@@ -22,6 +22,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/services/demo/feed"
@@ -47,8 +48,10 @@ const (
 	silent  = "silent"  // connections are taken, and nothing is ever answered
 )
 
-// destinations fills an event log once and has it delivered again and again: by turns
-// to nine destinations, and to the same nine beside one that is dead all the while.
+// destinations fills an event log once and has it delivered again and again, by two
+// processes at a time: one has nine destinations, the other the same nine and one that
+// is dead all the while. Side by side they share what else the machine does. Two with
+// nine each show how far they differ by chance.
 // The log, the receivers and the other NATS run in this process; what is reported is
 // the deliver process alone.
 func destinations(ctx context.Context, binary, limit string, scale float64, rounds int) error {
@@ -80,35 +83,34 @@ func destinations(ctx context.Context, binary, limit string, scale float64, roun
 	defer other.Shutdown()
 	fmt.Printf("set              destinations: %d events of %d bytes, to http × 6, syslog, file and nats\nmachine          %s\n\n", n, size, machine())
 	fmt.Printf("%-8s %8s %12s %8s %10s   %s\n", "tenth", "time s", "events/s × 9", "CPU s", "peak MiB", "events/s of the slowest of a kind")
-	all := map[string][]round{}
-	var peaks []float64
+	ratios, peak := map[string][]float64{}, 0.0
 	for i := range rounds {
-		for _, dead := range []string{alive, refuses, silent} {
-			r, err := deliverRound(ctx, binary, limit, filepath.Join(dir, fmt.Sprint(i, dead)), log.URL(), other.ClientURL(), dead, n)
-			if err != nil {
-				return fmt.Errorf("round %d, tenth %s: %w", i, dead, err)
+		for _, tenth := range []string{alive, refuses, silent} {
+			var pair [2]round
+			g, ctx := errgroup.WithContext(ctx)
+			for k, dead := range []string{alive, tenth} {
+				g.Go(func() (err error) {
+					pair[k], err = deliverRound(ctx, binary, limit, filepath.Join(dir, fmt.Sprintf("%d%s%d", i, tenth, k)), log.URL(), other.ClientURL(), dead, n)
+					return err
+				})
 			}
-			all[dead], peaks = append(all[dead], r), append(peaks, r.rss)
-			fmt.Printf("%-8s %8.1f %12.0f %8.1f %10.0f   http %.0f, syslog %.0f, file %.0f, nats %.0f\n", r.dead, r.seconds, 9*float64(n)/r.seconds, r.cpu, r.rss,
-				r.rates["http"], r.rates["syslog"], r.rates["file"], r.rates["nats"])
+			if err := g.Wait(); err != nil {
+				return fmt.Errorf("round %d, tenth %s: %w", i, tenth, err)
+			}
+			for _, r := range pair {
+				peak = max(peak, r.rss)
+				fmt.Printf("%-8s %8.1f %12.0f %8.1f %10.0f   http %.0f, syslog %.0f, file %.0f, nats %.0f\n", r.dead, r.seconds, 9*float64(n)/r.seconds, r.cpu, r.rss,
+					r.rates["http"], r.rates["syslog"], r.rates["file"], r.rates["nats"])
+			}
+			ratios[tenth] = append(ratios[tenth], pair[0].seconds/pair[1].seconds)
 		}
 	}
-	base := median(all[alive], func(r round) float64 { return r.seconds })
-	for _, dead := range []string{refuses, silent} {
-		took := median(all[dead], func(r round) float64 { return r.seconds })
-		fmt.Printf("\nmedian throughput of the nine beside one that %s: %+.1f %% ", map[string]string{refuses: "refuses", silent: "is silent"}[dead], 100*(base/took-1))
+	for _, tenth := range []string{alive, refuses, silent} {
+		slices.Sort(ratios[tenth])
+		fmt.Printf("throughput of the nine, tenth %-8s %.3f of that beside it, median of %.3f\n", tenth+":", ratios[tenth][rounds/2], ratios[tenth])
 	}
-	fmt.Printf("\nmost memory of the deliver process: %.0f MiB\n", slices.Max(peaks))
+	fmt.Printf("most memory of a deliver process: %.0f MiB\n", peak)
 	return nil
-}
-
-func median(rounds []round, of func(round) float64) float64 {
-	var values []float64
-	for _, r := range rounds {
-		values = append(values, of(r))
-	}
-	slices.Sort(values)
-	return values[len(values)/2]
 }
 
 const eventsPerFrame = 1000
