@@ -152,6 +152,7 @@ type stream struct {
 	gzip          bool
 	log           *slog.Logger
 	settling      time.Duration
+	farewell      time.Duration
 
 	ctx       context.Context //nolint:containedctx // of what no caller waits for; ends with close
 	cancel    context.CancelFunc
@@ -178,7 +179,7 @@ type chunk struct {
 func newStream(deps Deps, address string, plain, gzip bool, c StreamConfig) (*stream, error) {
 	s := &stream{
 		name: deps.Destination, address: address, timeout: c.Timeout, keep: c.Unconfirmed, gzip: gzip, log: deps.Log,
-		settling: settling, all: map[*streamConn]struct{}{},
+		settling: settling, farewell: farewell, all: map[*streamConn]struct{}{},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -734,7 +735,7 @@ func (s *stream) close() {
 	s.mu.Unlock()
 	s.cancel()
 	s.resenders.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), farewell)
+	ctx, cancel := context.WithTimeout(context.Background(), s.farewell)
 	defer cancel()
 	s.leave(ctx)
 	if s.owes() {

@@ -693,6 +693,26 @@ func TestStreamTellsWhatItAbandons(t *testing.T) {
 	}
 }
 
+// A far side that does not close its side is not waited for without end.
+func TestStreamClosesWithoutTheFarSide(t *testing.T) {
+	f := newStreamSide(t, false, octets)
+	defer f.close()
+	var mu sync.Mutex
+	var out bytes.Buffer
+	s := openStream(t, f, nil)
+	s.stream.farewell, s.stream.log = 300*time.Millisecond, newLog(&mu, &out)
+	mustDeliver(t, s, batchOf(s, 0, plain(0, 5)...))
+	f.set(func() { f.deaf = true })
+	began := time.Now()
+	must(t, s.Close())
+	if took := time.Since(began); took < s.stream.farewell || took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if !strings.Contains(out.String(), "does not close its side") {
+		t.Errorf("the log says\n%s", out.String())
+	}
+}
+
 // Batches that are sent at the same time have connections of their own, which are used
 // again.
 func TestStreamPool(t *testing.T) {
