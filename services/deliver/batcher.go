@@ -21,7 +21,8 @@ var tracer = otel.Tracer("github.com/penstock/penstock/services/deliver")
 // batch is open; it is sent when it is full, old, or when nothing can be added.
 // A batch keeps its place among Concurrency ones until each of its events is
 // settled, retries included; so all is bounded: batches by Concurrency + 1, their
-// bytes by MaxInHand plus one event.
+// bytes by MaxInHand plus one event. Those that a sink has taken over are bounded by
+// the frames in hand, and have no bytes here.
 type batcher struct {
 	senders sync.WaitGroup
 
@@ -229,12 +230,25 @@ func (d *Deliver) complete(f *frame) {
 	if f.pending == 0 {
 		close(f.settled)
 	}
-	full := d.window > 0 && d.waiting >= d.window || d.windowBytes > 0 && d.weight >= d.windowBytes
+	full := d.full()
 	if d.open != nil && (d.limits.Age == 0 || full || d.stops()) {
 		d.due = true
 		d.launch()
 	}
 	if full {
+		d.hurry()
+	}
+}
+
+// full tells that no more frames come before one of those in hand is settled.
+func (d *Deliver) full() bool {
+	return d.window > 0 && d.waiting >= d.window || d.windowBytes > 0 && d.weight >= d.windowBytes
+}
+
+// hurryLast hurries the sink once more when the last of the batches that were on their
+// way to it has got there: those were not with it when it was hurried before.
+func (d *Deliver) hurryLast() {
+	if d.held > 0 && len(d.running) == d.held && (d.full() || d.stops()) {
 		d.hurry()
 	}
 }
@@ -276,7 +290,8 @@ func (d *Deliver) send(b *batch) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.running, b)
-	if b.held {
+	held := b.held
+	if held {
 		d.held--
 	}
 	d.inHand -= b.bytes
@@ -285,8 +300,13 @@ func (d *Deliver) send(b *batch) {
 	}
 	clear(b.refs)
 	b.data, b.items, b.refs, b.bytes, b.held = b.data[:0], b.items[:0], b.refs[:0], 0, false
-	d.free = append(d.free, b)
+	if len(d.free) <= d.cfg.Concurrency { // many may have been held
+		d.free = append(d.free, b)
+	}
 	d.launch()
+	if !held {
+		d.hurryLast()
+	}
 	d.wake()
 }
 
@@ -367,7 +387,11 @@ func (d *Deliver) release(b *batch) {
 	d.held++
 	d.inHand -= b.bytes
 	b.bytes, b.data = 0, nil
+	if b.on && b.todo[0].probe {
+		d.breaker.probing = false // it may be held for long, and others are to try meanwhile
+	}
 	d.launch()
+	d.hurryLast()
 	d.wake()
 }
 
@@ -494,6 +518,9 @@ func (d *Deliver) judge(b *batch, p part, began time.Time, res sinks.Result) {
 			if !b.held {
 				return true
 			}
+			if err == nil {
+				err = errRefused.New(nil, "deliver to destination %s", d.cfg.Name)
+			}
 			b.refs[i].frame.again = err
 		case sinks.Reject, sinks.Split, sinks.TooLarge:
 			d.reject(b.refs[i], p.attempts, err)
@@ -585,11 +612,15 @@ func (d *Deliver) await(ctx context.Context, f *frame) error {
 	case <-ctx.Done():
 	case <-d.draining:
 	}
-	// The process stops. What moves is waited for; what waits for a retry is not.
+	// The process stops, or the frame gets too old. What moves is waited for; what waits
+	// for a retry is not.
 	d.mu.Lock()
 	if d.open != nil {
 		d.due = true
 		d.launch()
+	}
+	if !d.stops() { // else Drain has done it
+		d.hurry()
 	}
 	d.mu.Unlock()
 	grace := time.NewTimer(d.cfg.DrainTimeout)

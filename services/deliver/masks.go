@@ -25,8 +25,9 @@ type maskBuffers [2][]byte
 // apply returns the document with its fields hidden, in one of the buffers or as it
 // was; false when a mask does not understand it: it must not go on then.
 func (m masks) apply(b *maskBuffers, doc []byte) ([]byte, bool) {
-	for i, one := range m {
-		buf := &b[i%2]
+	next := 0
+	for _, one := range m {
+		buf := &b[next] // not the one that doc may be in
 		if cap(*buf) > keepScratch {
 			*buf = nil
 		}
@@ -35,7 +36,7 @@ func (m masks) apply(b *maskBuffers, doc []byte) ([]byte, bool) {
 			return nil, false
 		}
 		if changed {
-			doc = out
+			doc, next = out, 1-next
 		}
 	}
 	return doc, true

@@ -51,8 +51,9 @@ type Patient interface {
 	Sink
 	// Frames is how many frames of the log, of any size, may wait to be confirmed.
 	Frames() int
-	// Hurry tells that no more will come before something held is confirmed, or that
-	// the process stops: what is held is to be committed now. It does not wait.
+	// Hurry tells that no more will come before something held is confirmed, that events
+	// get too old to be waited for, or that the process stops: what is held is to be
+	// committed now. It does not wait, and may be called from within Release.
 	Hurry()
 }
 

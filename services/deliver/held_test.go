@@ -1,0 +1,219 @@
+package deliver
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/deliver/sinks"
+	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/transform"
+	"github.com/penstock/penstock/topology"
+)
+
+// gatherer is a sink that commits what it holds only when it is hurried, as one that
+// gathers objects does long before they are full or old.
+type gatherer struct {
+	memory
+	commit chan struct{} // closed by Hurry
+	hurry  int
+}
+
+func newGatherer() *gatherer {
+	g := &gatherer{commit: make(chan struct{})}
+	g.limits, g.done = sinks.Limits{Events: 10, Bytes: config.MiB, Age: time.Second}, map[messages.ID]int{}
+	return g
+}
+
+func (g *gatherer) Frames() int { return 8 }
+
+func (g *gatherer) Hurry() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.hurry++
+	close(g.commit)
+	g.commit = make(chan struct{})
+}
+
+func (g *gatherer) Deliver(ctx context.Context, b sinks.Batch) sinks.Result {
+	g.mu.Lock()
+	commit := g.commit
+	g.mu.Unlock()
+	b.Release()
+	select {
+	case <-commit:
+		return sinks.Result{}
+	case <-ctx.Done():
+		return sinks.Result{Verdict: sinks.Retry, Err: errOut.New(context.Cause(ctx), "hold on")}
+	}
+}
+
+// What is on its way to a sink when that is hurried is not left to wait until it is old.
+func TestWhatComesBehindHurryIsCommitted(t *testing.T) {
+	tests := []struct {
+		name string
+		deps Deps
+		stop bool
+	}{
+		{"the window is full by count", Deps{Window: 1}, false},
+		{"the window is full by bytes", Deps{Window: 8, WindowBytes: 1}, false},
+		{"the process stops", Deps{Window: 8}, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sink := newGatherer()
+				d := start(t, destination(), sink, tt.deps)
+				defer shut(t, d)
+				began := time.Now()
+				errs := make(chan error, 1)
+				go func() { errs <- d.Handle(t.Context(), frameOf(t, 1, docs(25, 0)...), &topology.Recorder{}) }()
+				if tt.stop {
+					synctest.Wait()
+					d.Drain()
+				}
+				select {
+				case err := <-errs:
+					if err != nil {
+						t.Error(err)
+					}
+				case <-time.After(time.Hour):
+					t.Error("it is held for ever")
+					d.Drain()
+					<-errs
+				}
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// A batch that a sink has taken over does not keep others from trying whether the
+// destination takes events again: it may be held for long.
+func TestHeldBatchProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newHolder()
+		held := sink.answer
+		var up atomic.Bool
+		sink.answer = func(ctx context.Context, b sinks.Batch) sinks.Result {
+			if !up.Load() {
+				return sinks.Result{Verdict: sinks.Retry, Err: errOut.New(nil, "reach it")}
+			}
+			return held(ctx, b)
+		}
+		d := start(t, destination(), sink, Deps{})
+		defer shut(t, d)
+		errs := make(chan error, 4)
+		for i := range 4 {
+			go func() { errs <- d.Handle(t.Context(), frameOf(t, uint64(i+1), docs(10, 0)...), &topology.Recorder{}) }()
+		}
+		time.Sleep(10 * time.Minute)
+		if d.Breaker() != "open" {
+			t.Fatalf("the breaker is %s", d.Breaker())
+		}
+		up.Store(true)
+		time.Sleep(3 * time.Minute)
+		d.mu.Lock()
+		n := d.held
+		d.mu.Unlock()
+		if n != 4 {
+			t.Errorf("%d batches have been taken", n)
+		}
+		for range n {
+			sink.answers <- sinks.Result{}
+		}
+		for n < 4 {
+			synctest.Wait()
+			select {
+			case sink.answers <- sinks.Result{}:
+				n++
+			case <-time.After(time.Minute):
+				t.Fatal("a batch is stuck")
+			}
+		}
+		for range 4 {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// Events that a sink has lost are read again, also where it does not say why.
+func TestHeldAndLostWithoutReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newHolder()
+		d := start(t, destination(), sink, Deps{Window: 1})
+		defer shut(t, d)
+		errs := make(chan error, 1)
+		go func() { errs <- d.Handle(t.Context(), frameOf(t, 1, docs(10, 0)...), &topology.Recorder{}) }()
+		sink.answers <- sinks.Result{Items: []sinks.Exception{{Index: 3, Verdict: sinks.Retry}}}
+		if err := <-errs; fault.CodeOf(err) != "deliver.lost_before_commit" {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// What a sink holds when a frame gets too old is committed rather than skipped.
+func TestTooOldHurries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := destination()
+		cfg.MaxBacklog = MaxBacklog{Age: time.Minute, Policy: Skip}
+		d := start(t, cfg, newGatherer(), Deps{Window: 8})
+		defer shut(t, d)
+		out := &topology.Recorder{}
+		if err := d.Handle(t.Context(), frameOf(t, 1, docs(10, 0)...), out); err != nil {
+			t.Error(err)
+		}
+		if confirmed, _ := totals(out.Facts()); confirmed != 10 {
+			t.Errorf("%d confirmed", confirmed)
+		}
+	})
+}
+
+// The buffers of batches that were held are not all kept.
+func TestHeldBatchesAreLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newGatherer()
+		d := start(t, destination(), sink, Deps{Window: 200})
+		defer shut(t, d)
+		errs := make(chan error, 100)
+		for i := range cap(errs) {
+			go func() { errs <- d.Handle(t.Context(), frameOf(t, uint64(i+1), docs(10, 0)...), &topology.Recorder{}) }()
+		}
+		synctest.Wait()
+		d.Drain()
+		for range cap(errs) {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		synctest.Wait()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if n := len(d.free); n > d.cfg.Concurrency+1 {
+			t.Errorf("%d batches are kept", n)
+		}
+	})
+}
+
+// One mask reads what another has written, whatever those between them find.
+func TestMasksInTurn(t *testing.T) {
+	redact := func(field string) transform.Mask {
+		return transform.Mask{Fields: []string{field}, Method: transform.Redact}
+	}
+	m := newMasks([]transform.Mask{redact("a"), redact("absent"), redact("b"), redact("absent"), redact("c")})
+	var b maskBuffers
+	for range 3 {
+		got, ok := m.apply(&b, []byte(`{"a":1,"b":2,"c":"a secret","d":[1,2,3]}`))
+		if want := `{"a":"[redacted]","b":"[redacted]","c":"[redacted]","d":[1,2,3]}`; !ok || string(got) != want {
+			t.Errorf("got %s, %v", got, ok)
+		}
+	}
+}
