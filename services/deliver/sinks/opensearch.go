@@ -499,6 +499,8 @@ func (s *openSearch) whole(r call, a answer) Result {
 	switch verdict, kind := bulkVerdict(a.status, said.Error); {
 	case a.status == http.StatusRequestEntityTooLarge:
 		return s.because(r, answer{status: a.status, header: a.header, body: []byte(why)}, TooLarge, errHTTPTooLarge)
+	case verdict == Done: // a conflict, but not one of an event
+		return s.because(r, answer{status: a.status, header: a.header, body: []byte(why)}, Retry, errBulkBusy)
 	case verdict == Reject && a.status == http.StatusBadRequest:
 		return s.because(r, answer{status: a.status, header: a.header, body: []byte(why)}, Split, errBulkRejected)
 	case verdict == Reject: // about the kind of request, not about an event
@@ -740,8 +742,20 @@ type signing struct {
 	region  string
 }
 
-// RoundTrip implements [http.RoundTripper].
+// RoundTrip implements [http.RoundTripper], which closes the body whatever happens.
 func (s *signing) RoundTrip(r *http.Request) (*http.Response, error) {
+	signed, err := s.sign(r)
+	if err != nil {
+		if r.Body != nil {
+			_ = r.Body.Close()
+		}
+		return nil, err
+	}
+	return s.roundTripper.RoundTrip(signed)
+}
+
+// sign returns a signed copy of r, with the same body.
+func (s *signing) sign(r *http.Request) (*http.Request, error) {
 	ctx := r.Context()
 	creds, err := s.creds.Retrieve(ctx)
 	if err != nil {
@@ -765,7 +779,7 @@ func (s *signing) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := s.signer.SignHTTP(ctx, creds, r, sum, s.service, s.region, time.Now()); err != nil {
 		return nil, err
 	}
-	return s.roundTripper.RoundTrip(r)
+	return r, nil
 }
 
 // Probe implements [probe.Prober]: each address is asked what it is, and the ingest

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -15,7 +16,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -420,6 +423,7 @@ func TestOpenSearchWhole(t *testing.T) {
 		{403, `{"error":{"type":"cluster_block_exception","reason":"index [x] blocked by: [FORBIDDEN/12/index read-only / allow delete (api)];"},"status":403}`, Retry, "deliver.opensearch_busy"},
 		{404, `{"error":"no handler found for uri [/x/_bulk]"}`, Stop, "deliver.http_wrong_request"},
 		{405, `{"error":"Incorrect HTTP method","status":405}`, Stop, "deliver.http_wrong_request"},
+		{409, `{"error":{"type":"resource_already_exists_exception","reason":"index [x] already exists"},"status":409}`, Retry, "deliver.opensearch_busy"},
 		{413, `Request Entity Too Large`, TooLarge, "deliver.http_too_large"},
 		{413, `{"error":{"type":"x_content_parse_exception","reason":"too large"},"status":413}`, TooLarge, "deliver.http_too_large"},
 		{429, `{"error":{"type":"circuit_breaking_exception","reason":"[parent] Data too large"},"status":429}`, Retry, "deliver.opensearch_busy"},
@@ -840,4 +844,30 @@ func mustURL(s string) *url.URL {
 		panic(err)
 	}
 	return u
+}
+
+// lapsing are credentials that can be had once.
+type lapsing struct{ asked atomic.Int32 }
+
+func (l *lapsing) Retrieve(context.Context) (aws.Credentials, error) {
+	if l.asked.Add(1) > 1 {
+		return aws.Credentials{}, errors.New("the role cannot be assumed any more")
+	}
+	return aws.Credentials{AccessKeyID: "AKIAEXAMPLE", SecretAccessKey: "aws-s3cr3t"}, nil
+}
+
+// Credentials that lapse while a request is made are an answer and not a hanging sink.
+func TestOpenSearchAWSCredentialsLapse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := defaultOpenSearch()
+		cfg.URLs = []string{"http://opensearch.example.com:9200"}
+		s := openBulk(t, cfg)
+		s.creds = &lapsing{}
+		s.transport = &signing{roundTripper: s.transport, creds: s.creds, signer: v4.NewSigner(), service: string(AWSOpenSearch), region: "eu-west-1"}
+		got := make(chan Result, 1)
+		go func() { got <- s.Deliver(t.Context(), batchOf(s, 0, plain(0, 3)...)) }()
+		if res := <-got; res.Verdict != Retry {
+			t.Errorf("%v: %v", res.Verdict, res.Err)
+		}
+	})
 }
