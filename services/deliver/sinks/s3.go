@@ -343,7 +343,7 @@ func (s *s3Sink) Hurry() {
 func (s *s3Sink) Append(dst []byte, e *Event) []byte {
 	partition := s.layout.partition(e)
 	dst = appendLong(dst, partition)
-	dst = binary.LittleEndian.AppendUint64(dst, uint64(e.Time)) //nolint:gosec // read back as it was
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(e.Time))
 	return s.encoder.append(dst, e)
 }
 
@@ -354,7 +354,7 @@ func appendLong(dst []byte, s string) []byte {
 // cutLong takes a text off the front of b, which Append wrote.
 func cutLong(b []byte) (text, rest []byte) {
 	n, size := binary.Uvarint(b)
-	end := size + int(n) //nolint:gosec // within b
+	end := size + int(n)
 	return b[size:end], b[end:]
 }
 
@@ -385,7 +385,7 @@ func s3Groups(b Batch) []*s3Group {
 				all = append(all, last)
 			}
 		}
-		at := int64(binary.LittleEndian.Uint64(rest)) //nolint:gosec // written as it was
+		at := int64(binary.LittleEndian.Uint64(rest))
 		last.add(i, b.items[i].ID[:], at, rest[8:])
 	}
 	return all

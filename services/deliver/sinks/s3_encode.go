@@ -63,7 +63,7 @@ func (e *s3Encoder) append(dst []byte, ev *Event) []byte {
 	case S3Envelope:
 		return Envelope.appendLine(dst, ev)
 	case S3Parquet:
-		dst = binary.LittleEndian.AppendUint64(dst, uint64(ev.Time)) //nolint:gosec // read back as it was
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(ev.Time))
 		for _, text := range []string{ev.Type, ev.Source, ev.Account, ev.Region} {
 			dst = appendLong(dst, text)
 		}
@@ -161,7 +161,7 @@ type s3Row struct {
 
 // readRow reads what append wrote for parquet.
 func readRow(id messages.ID, columns []byte) s3Row {
-	at := int64(binary.LittleEndian.Uint64(columns)) //nolint:gosec // written as it was
+	at := int64(binary.LittleEndian.Uint64(columns))
 	r := s3Row{ID: id.String(), Time: time.Unix(0, at).UnixMicro()}
 	columns = columns[8:]
 	for _, text := range []*string{&r.Type, &r.Source, &r.Account, &r.Region} {

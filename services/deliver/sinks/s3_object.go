@@ -368,7 +368,8 @@ func (o *s3Object) sendPart(front []byte) error {
 		}
 		o.key, o.upload = key, upload
 	}
-	part, err := o.s.uploadPart(o.ctx, o.key, o.upload, int32(len(o.parts)+1), front) //nolint:gosec // at most 16 GiB in parts of 8 MiB
+	// At most 16 GiB in parts of 8 MiB.
+	part, err := o.s.uploadPart(o.ctx, o.key, o.upload, int32(len(o.parts)+1), front)
 	if err != nil {
 		return err
 	}

@@ -493,7 +493,7 @@ func BenchmarkSQS(b *testing.B) {
 	cfg := defaultSQS()
 	cfg.QueueURL, cfg.AWS = server.URL+"/123456789012/q", awsAt(server.URL)
 	s := openedSQS(b, cfg)
-	defer s.Close() //nolint:errcheck // never fails
+	defer s.Close()
 	events := make([]*Event, 1000)
 	size := 0
 	for i, doc := range s3Trails(len(events)) {
