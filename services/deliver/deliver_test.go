@@ -1308,7 +1308,7 @@ func TestMask(t *testing.T) {
 		if err := d.Handle(t.Context(), in, out); err != nil {
 			t.Fatal(err)
 		}
-		got := fmt.Sprintf("%s", bytes.Join(sink.lines, nil))
+		got := string(bytes.Join(sink.lines, nil))
 		if want := "{\"user\":{\"name\":\"[redacted]\"},\"n\":1}\n{\"n\":3,\"pad\":\"[redacted]\"}\n"; got != want {
 			t.Errorf("got %s", got)
 		}

@@ -180,7 +180,7 @@ func (r *receivers) streams() {
 					return
 				}
 				wg.Go(func() {
-					defer c.Close() //nolint:errcheck // read only
+					defer c.Close()
 					in := bufio.NewReaderSize(c, 64<<10)
 					for {
 						line, err := read(in)
