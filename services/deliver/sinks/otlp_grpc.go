@@ -146,8 +146,9 @@ func (g *otlpGRPC) export(ctx context.Context, head, records []byte) (said otlpS
 	}
 	var answer []byte
 	err = c.Invoke(call, exportLogs, &rawRequest{head, records}, &answer)
-	// After silence the connection may be dead without anybody having noticed.
-	down := err != nil && c.GetState() == connectivity.TransientFailure
+	// The state may still be that before the failure: anything but Ready is down. And after
+	// silence the connection may be dead without anybody having noticed.
+	down := err != nil && c.GetState() != connectivity.Ready
 	leave := down || err != nil && ctx.Err() == nil && call.Err() != nil
 	distrust := c.distrust.Load()
 	g.release(c, leave)
@@ -158,7 +159,7 @@ func (g *otlpGRPC) export(ctx context.Context, head, records []byte) (said otlpS
 		return said, Result{Verdict: Retry, Err: errOTLPUnreachable.New(context.Cause(call), "%s", g.doing())}, false
 	case distrust != nil && status.Code(err) == codes.Unavailable:
 		return said, g.result(Stop, errOTLPDenied, (*distrust).Error()), false
-	case down:
+	case down && status.Code(err) == codes.Unavailable:
 		return said, g.result(Retry, errOTLPUnreachable, status.Convert(err).Message()), false
 	}
 	return said, g.judge(status.Convert(err)), false
