@@ -23,6 +23,8 @@ package route
 import (
 	"context"
 	"encoding/binary"
+	"hash"
+	"hash/fnv"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -194,7 +196,7 @@ func (r *Route) Handle(ctx context.Context, in topology.In[messages.View], out t
 		err = w.rebuild(ctx, origins, out)
 	default:
 		framesRouted.WithLabelValues("forwarded").Inc()
-		err = out.Publish(ctx, topology.Message{Subject: topology.EventSubject(v.EventType()), ID: w.id(), Data: v.Encoded()})
+		err = out.Publish(ctx, topology.Message{Subject: topology.EventSubject(v.EventType()), ID: w.forwardedID(), Data: v.Encoded()})
 	}
 	if err != nil {
 		return err
@@ -222,6 +224,8 @@ type work struct {
 	in    *topology.In[messages.View]
 	v     *messages.View
 	lane  uint32
+	// entered is how many events were live when the frame came.
+	entered int
 
 	columns messages.Columns
 	body    []byte
@@ -268,7 +272,7 @@ func (w *work) reset(r *Route, in *topology.In[messages.View], v *messages.View)
 	clear(w.results)
 	n := v.Len()
 	*w = work{
-		route: r, in: in, v: v, lane: laneOf(in.Subject, v.Lane()),
+		route: r, in: in, v: v, lane: laneOf(in.Subject, v.Lane()), entered: v.Live(),
 		columns: w.columns, body: w.body, types: append(w.types[:0], v.EventType()), typeOf: w.typeOf[:0],
 		changed: w.changed[:0], docs: w.docs[:0], inOCSF: w.inOCSF[:0], results: w.results,
 		droppedBy: zeros(w.droppedBy, n), errors: zeros(w.errors, len(r.rules)), hidden: zeros(w.hidden, len(r.rules)),
@@ -293,9 +297,50 @@ func laneOf(subject string, otherwise uint32) uint32 {
 	return otherwise
 }
 
-// id is the message id of what this frame becomes.
+// id is the message id of what this frame becomes, when all events are in one message
+// that were live when it came.
 func (w *work) id() string {
 	return "u" + strconv.FormatUint(uint64(w.lane), 10) + "/" + strconv.FormatUint(w.in.Sequence, 10)
+}
+
+// forwardedID is the message id of the frame itself, with what the rules drop marked.
+func (w *work) forwardedID() string {
+	if w.v.Live() == w.entered {
+		return w.id()
+	}
+	set := newEventSet()
+	for i := range w.v.Len() {
+		if w.v.Fate(i) == messages.Live {
+			set.add(i)
+		}
+	}
+	return set.name(w.id(), w.entered)
+}
+
+// eventSet names the events that are in a message. Between two attempts at a frame the
+// rules may become others, or a file that they look values up in; if an id did not say
+// which events it stands for, a message of the later attempt would be taken for one of
+// the earlier that holds fewer, and events would be lost. So they come twice at worst.
+type eventSet struct {
+	hash hash.Hash64
+	n    int
+}
+
+func newEventSet() eventSet { return eventSet{hash: fnv.New64a()} }
+
+func (s *eventSet) add(event int) {
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], uint32(event)) // below messages.MaxCount
+	_, _ = s.hash.Write(b[:])                       // cannot fail
+	s.n++
+}
+
+// name is id for a message with all events, and one of its own for some of them.
+func (s *eventSet) name(id string, all int) string {
+	if s.n == all {
+		return id
+	}
+	return id + "#" + strconv.FormatUint(s.hash.Sum64(), 16)
 }
 
 // judge applies the rules to the live events.
@@ -437,7 +482,9 @@ func (w *work) change(i, rule int, e *condition.Event) *fault.Kind {
 		w.changed = w.changed[:from]
 		return failed
 	}
-	if doc := w.changed[from:]; len(doc) > mostDoc && len(doc) > len(e.Doc) && len(s2.Encode(nil, doc)) > mostDoc {
+	// What a hash writes compresses worse than what was there, so that a document may
+	// grow by becoming shorter.
+	if doc := w.changed[from:]; len(doc) > mostDoc && len(s2.Encode(nil, doc)) > mostDoc {
 		w.changed = w.changed[:from]
 		return errGrown
 	}
@@ -496,7 +543,7 @@ const formatOCSF = "ocsf"
 
 // rebuild publishes the live events in new frames, one per type, and one per type for
 // those that are OCSF now, in the order in which they stand. Message ids are the same
-// at each attempt.
+// at each attempt that divides the events in the same way.
 func (w *work) rebuild(ctx context.Context, origins []*messages.Origin, out topology.Outbox) error {
 	if err := w.document(span{}, &condition.Event{}); err != nil {
 		return err
@@ -517,20 +564,16 @@ func (w *work) rebuild(ctx context.Context, origins []*messages.Origin, out topo
 		if inOCSF {
 			base += "+" + format // no type has a + in it
 		}
-		part := 0
+		set := newEventSet()
 		head := messages.Header{Source: w.v.Source(), Format: format, EventType: name, Replay: w.v.Replay(), Lane: w.v.Lane()}
 		b.Reset(head)
 		flush := func() error {
 			if b.Len() == 0 {
 				return nil
 			}
-			id := base
-			if part > 0 {
-				id += "#" + strconv.Itoa(part)
-			}
-			part++
-			m := topology.Message{Subject: topology.EventSubject(name), ID: id, Data: b.Encode(nil)}
+			m := topology.Message{Subject: topology.EventSubject(name), ID: set.name(base, w.entered), Data: b.Encode(nil)}
 			b.Reset(head)
+			set = newEventSet()
 			return out.Publish(ctx, m)
 		}
 		at := 0
@@ -551,6 +594,7 @@ func (w *work) rebuild(ctx context.Context, origins []*messages.Origin, out topo
 					return err
 				}
 			}
+			set.add(i)
 			b.Add(messages.Event{
 				ID: w.v.ID(i), Time: w.columns.Times[i],
 				Account: named(w.columns.Accounts, w.columns.AccountOf, i), Region: named(w.columns.Regions, w.columns.RegionOf, i),

@@ -8,9 +8,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -347,7 +349,11 @@ func TestSetTypeSplitsTheFrame(t *testing.T) {
 	out, _ := run(t, r, frameOf(t, 10, 9))
 	var ids []string
 	for _, m := range out.Messages() {
-		ids = append(ids, m.Subject+" "+m.ID)
+		id, set, _ := strings.Cut(m.ID, "#")
+		if set == "" {
+			t.Errorf("%s does not tell that it is a part", m.ID)
+		}
+		ids = append(ids, m.Subject+" "+id)
 	}
 	want := "penstock.event." + frameType + " u3/77, penstock.event.my.trail u3/77/my.trail, penstock.event.my.writes u3/77/my.writes"
 	if got := strings.Join(ids, ", "); got != want {
@@ -397,6 +403,68 @@ func TestGrownFrameIsCut(t *testing.T) {
 			t.Errorf("message id %s", m.ID)
 		}
 		ids[m.ID] = true
+	}
+}
+
+// The frame is taken again after a rule has become another, and one message of the first
+// attempt was stored: none of its events may be taken for stored with it.
+func TestMessageIDsSayWhichEvents(t *testing.T) {
+	apart := func(n string) []Rule {
+		return []Rule{{Name: "apart", Where: "event.doc.n < " + n, SetType: "my.type"}, {Name: "few", Where: "event.doc.n >= 7", Drop: true}}
+	}
+	stored := map[string]map[messages.ID]bool{}
+	for attempt, rules := range [][]Rule{apart("3"), apart("5"), nil, {{Name: "fewer", Where: "event.doc.n == 2", Drop: true}}, apart("3")} {
+		out, _ := run(t, routeOf(t, rules...), frameOf(t, 10))
+		for _, m := range out.Messages() {
+			v, err := messages.DecodeFrame(m.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			events := map[messages.ID]bool{}
+			for i := range v.Len() {
+				if v.Fate(i) == messages.Live {
+					events[v.ID(i)] = true
+				}
+			}
+			key := m.Subject + " " + m.ID
+			if before, ok := stored[key]; ok && !maps.Equal(before, events) {
+				t.Errorf("attempt %d: %s had %d events before, now other %d", attempt, key, len(before), len(events))
+			}
+			stored[key] = events
+		}
+	}
+	again := func() (ids []string) {
+		out, _ := run(t, routeOf(t, apart("3")...), frameOf(t, 10))
+		for _, m := range out.Messages() {
+			ids = append(ids, m.ID)
+		}
+		return ids
+	}
+	if a, b := again(), again(); !slices.Equal(a, b) {
+		t.Errorf("ids %v, then %v", a, b)
+	}
+}
+
+// Hashes compress worse than what they hide, so a document that has become shorter may
+// need more room than a frame has.
+func TestShorterDocumentBeyondAFrame(t *testing.T) {
+	var doc bytes.Buffer
+	doc.WriteString(`{"a":[0`)
+	for i := range 600_000 {
+		fmt.Fprintf(&doc, `,"%044d"`, i)
+	}
+	doc.WriteString(`]}`)
+	b := messages.NewBuilder(messages.Header{Source: "trail", Format: "cloudtrail", EventType: frameType, Lane: 3})
+	b.Add(messages.Event{ID: idOf(0), Origin: b.Origin(&messages.Origin{Pull: pullOf(0), Source: "trail"}), Doc: doc.Bytes()})
+	data := b.Encode(nil)
+	v, err := messages.DecodeFrame(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := routeOf(t, Rule{Name: "m", Mask: &transform.Mask{Fields: []string{"a"}, Method: transform.Hash, Key: config.NewSecret(testKey)}})
+	out, fact := run(t, r, topology.In[messages.View]{Value: v, Data: data, Subject: topology.UniqueSubject(3), Sequence: 5})
+	if q := out.Quarantined(); len(out.Messages()) != 0 || len(q) != 1 || q[0].GetCode() != "route.too_large" || dropped(fact)["m"] != 1 {
+		t.Errorf("%d messages, quarantined %d, dropped %v", len(out.Messages()), len(q), dropped(fact))
 	}
 }
 
@@ -459,7 +527,8 @@ func TestOCSFHasAFrameOfItsOwn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ids = append(ids, fmt.Sprint(m.ID, " ", v.Format(), " ", v.Len()))
+		id, _, _ := strings.Cut(m.ID, "#")
+		ids = append(ids, fmt.Sprint(id, " ", v.Format(), " ", v.Len()))
 	}
 	if got, want := strings.Join(ids, ", "), "u3/77 cloudtrail 2, u3/77+ocsf ocsf 2, u3/77/ocsf cloudtrail 2, u3/77/ocsf+ocsf ocsf 2"; got != want {
 		t.Errorf("published %s\nwant      %s", got, want)
