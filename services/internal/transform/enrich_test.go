@@ -189,6 +189,7 @@ func TestBadFiles(t *testing.T) {
 		{"csv without the key", "a.csv", "a,b\n1,2\n", `no column "id"`},
 		{"csv without a column", "a.csv", "id,b\n1,2\n", `no column "wanted"`},
 		{"empty", "a.csv", "", "the first line names the columns"},
+		{"a column twice", "a.csv", "id,wanted,wanted\n1,2,3\n", `the column "wanted" twice`},
 		{"ragged", "a.csv", "id,wanted\n1,2\n3\n", "record on line 3: wrong number of fields"},
 		{"too many rows", "a.csv", "id,wanted\n1,2\n2,2\n3,2\n4,2\n", "more than max_rows, 3"},
 		{"too large", "a.csv", "id,wanted\n" + strings.Repeat("x", 2000) + ",2\n", "more than max_size, 1024"},
@@ -220,6 +221,97 @@ func TestBadFiles(t *testing.T) {
 	}
 	if _, err := NewEnricher(Enrich{Fields: []string{"x"}, CheckEvery: time.Hour, Table: &Table{File: t.TempDir() + "/absent.csv", Key: "id", MaxRows: 1, MaxSize: 1}}, NewFiles(nil)); fault.CodeOf(err) != "enrich.unreadable" {
 		t.Errorf("an absent file: %v", err)
+	}
+}
+
+// A small file cannot become much in memory, nor in a document.
+func TestTablesThatGrow(t *testing.T) {
+	load := func(text string, size config.Bytes) (*Enricher, error) {
+		cfg := Enrich{Fields: []string{"x"}, Target: "t", CheckEvery: time.Hour, Table: &Table{File: write(t, "a.csv", text), Key: "id", MaxRows: 10_000, MaxSize: size}}
+		return NewEnricher(cfg, NewFiles(nil))
+	}
+	var rows strings.Builder
+	fmt.Fprintf(&rows, "id,%s\n", strings.Repeat("n", 4000))
+	for i := range 1000 {
+		fmt.Fprintf(&rows, "%d,v\n", i)
+	}
+	for text, want := range map[string]string{
+		rows.String(): "more than 8 times max_size in memory",
+		"id,a\nkey," + strings.Repeat("v", 70_000) + "\n": `the row of "key" takes 70008 bytes as JSON, more than 65536`,
+	} {
+		if _, err := load(text, 100_000); err == nil || !strings.Contains(err.Error(), want) || fault.CodeOf(err) != "enrich.unreadable" {
+			t.Errorf("got %v, want %q in it", err, want)
+		}
+	}
+	e, err := load("id,,a,\nkey,1,2,3\n", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, result := e.Apply(nil, []byte(`{"x":"key"}`)); result != Added || string(out) != `{"x":"key","t":{"a":"2"}}` {
+		t.Errorf("columns without a name: %s, %s", result, out)
+	}
+}
+
+// A record beyond reason is not added.
+func TestRecordThatGrows(t *testing.T) {
+	name := writeDatabase(t, "asn.mmdb", "GeoLite2-ASN", map[string]mmdbtype.Map{
+		"192.0.2.0/24":   {"autonomous_system_organization": mmdbtype.String(strings.Repeat("x", 10_000))},
+		"203.0.113.0/24": {"autonomous_system_organization": mmdbtype.String("Example")},
+	})
+	e := enricherOf(t, Enrich{Fields: []string{"a"}, GeoIP: &GeoIP{Databases: []string{name}, MaxSize: config.MiB}})
+	for addr, want := range map[string]Outcome{"192.0.2.1": Unknown, "203.0.113.1": Added} {
+		if _, got := e.Apply(nil, []byte(`{"a":"`+addr+`"}`)); got != want {
+			t.Errorf("%s: %s, want %s", addr, got, want)
+		}
+	}
+}
+
+// A tree without data, each of whose nodes leads to the next by both ways, has 2^128
+// paths: looking for the first record takes all of them.
+func TestDatabaseThatLeadsNowhere(t *testing.T) {
+	const levels = 128
+	tree := func() []byte {
+		var b []byte
+		for i := range levels {
+			to := byte(i + 1)
+			b = append(b, 0, 0, to, 0, 0, to) // the last leads to node_count: no data
+		}
+		b = append(b, make([]byte, 16)...)
+		b = append(b, "\xab\xcd\xefMaxMind.com"...)
+		text := func(s string) { b = append(append(b, 0x40|byte(len(s))), s...) }
+		b = append(b, 0xe9)
+		text("node_count")
+		b = append(b, 0xc1, levels)
+		text("record_size")
+		b = append(b, 0xa1, 24)
+		text("ip_version")
+		b = append(b, 0xa1, 6)
+		text("database_type")
+		text("Test")
+		text("languages")
+		b = append(b, 0x00, 0x04)
+		text("binary_format_major_version")
+		b = append(b, 0xa1, 2)
+		text("binary_format_minor_version")
+		b = append(b, 0xa0)
+		text("build_epoch")
+		b = append(b, 0x01, 0x02, 1)
+		text("description")
+		b = append(b, 0xe0)
+		return b
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := readDatabase(tree())
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it is still being read")
 	}
 }
 

@@ -3,7 +3,6 @@ package transform
 import (
 	"encoding/json"
 	"fmt"
-	"iter"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -71,6 +70,15 @@ func newGeo(cfg GeoIP, files *Files, every time.Duration) (*geo, error) {
 	return g, nil
 }
 
+// mostObject bounds what is added of a record, in bytes: the cache holds mostCached of
+// them. A record of GeoIP2 City has some hundred.
+const mostObject = 8 << 10
+
+// mostNetworks bounds the networks in which the first record is looked for. All that
+// have none are counted as well, since the nodes of a bad tree may lead to each other
+// on more ways than can be gone.
+const mostNetworks = 1 << 16
+
 // readDatabase opens a database and decodes its first record, so that one of another
 // layout is found out at once.
 func readDatabase(data []byte) (*maxminddb.Reader, int, error) {
@@ -78,12 +86,18 @@ func readDatabase(data []byte) (*maxminddb.Reader, int, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	next, stop := iter.Pull(r.Networks())
-	defer stop()
-	if first, ok := next(); ok {
-		if err := first.Decode(&place{}); err != nil {
+	looked := 0
+	for network := range r.Networks(maxminddb.IncludeNetworksWithoutData(), maxminddb.IncludeAliasedNetworks()) {
+		if looked++; looked > mostNetworks {
+			break
+		}
+		if network.Err() == nil && !network.Found() {
+			continue
+		}
+		if err := network.Decode(&place{}); err != nil {
 			return nil, 0, fmt.Errorf("a database of type %s is not laid out as GeoIP2 databases are: %w", r.Metadata.DatabaseType, err)
 		}
+		break
 	}
 	return r, int(r.Metadata.NodeCount), nil
 }
@@ -182,7 +196,7 @@ func (g *geo) about(w *enrichWork, v []byte) ([]byte, Outcome) {
 		}
 	}
 	object, err := p.object()
-	if err != nil {
+	if err != nil || len(object) > mostObject {
 		return nil, Unknown
 	}
 	if cache.size.Add(1) > mostCached {

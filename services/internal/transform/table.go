@@ -65,9 +65,9 @@ func newLookup(cfg Table, files *Files, every time.Duration) (*lookup, error) {
 	}
 	kind := fmt.Sprintf("table %q %q %v %d", cfg.Key, cfg.Columns, cfg.FoldCase, cfg.MaxRows)
 	f, err := open(files, kind, cfg.File, int64(cfg.MaxSize), every, func(data []byte) (map[string]string, int, error) {
-		rows := map[string]string{}
-		err := read(bytes.TrimPrefix(data, []byte("\ufeff")), rows)
-		return rows, len(rows), err
+		t := tableRows{rows: map[string]string{}}
+		err := read(bytes.TrimPrefix(data, []byte("\ufeff")), &t)
+		return t.rows, len(t.rows), err
 	})
 	return &lookup{f, cfg.FoldCase}, err
 }
@@ -112,24 +112,44 @@ func fold(w *enrichWork, text []byte) []byte {
 
 func foldText(s string) string { return strings.Map(unicode.ToLower, s) }
 
+// tableRows are the rows of a table as they are read.
+type tableRows struct {
+	rows map[string]string
+	size int64 // in bytes, without what the map takes
+}
+
+// A row of CSV repeats the names of its columns, so that a small file may become much.
+const (
+	// mostRow bounds what is added to one document, in bytes.
+	mostRow = 64 << 10
+	// mostGrowth bounds the rows in memory, in times of max_size.
+	mostGrowth = 8
+)
+
 // add puts one row into rows.
-func (t *Table) add(rows map[string]string, key, object string) error {
+func (t *Table) add(to *tableRows, key, object string) error {
 	if t.FoldCase {
 		key = foldText(key)
 	}
-	if rows[key] = object; len(rows) > t.MaxRows {
+	if len(object) > mostRow {
+		return fmt.Errorf("the row of %.64q takes %d bytes as JSON, more than %d; name fewer columns", key, len(object), mostRow)
+	}
+	if to.size += int64(len(key) + len(object)); to.size > mostGrowth*int64(t.MaxSize) {
+		return fmt.Errorf("its rows take more than %d times max_size in memory; name fewer columns, or give them shorter names", mostGrowth)
+	}
+	if to.rows[key] = object; len(to.rows) > t.MaxRows {
 		return fmt.Errorf("it has more than max_rows, %d", t.MaxRows)
 	}
 	return nil
 }
 
-// wanted tells whether a column is added.
+// wanted tells whether a column is added. One without a name has no place in an object.
 func (t *Table) wanted(column string) bool {
-	return column != t.Key && (len(t.Columns) == 0 || slices.Contains(t.Columns, column))
+	return column != "" && column != t.Key && (len(t.Columns) == 0 || slices.Contains(t.Columns, column))
 }
 
 // readCSV reads rows of text. Empty cells are left out, and so are rows without a key.
-func (t *Table) readCSV(data []byte, rows map[string]string) error {
+func (t *Table) readCSV(data []byte, rows *tableRows) error {
 	r := csv.NewReader(bytes.NewReader(data))
 	r.ReuseRecord = true
 	header, err := r.Read()
@@ -147,6 +167,11 @@ func (t *Table) readCSV(data []byte, rows map[string]string) error {
 	for _, c := range t.Columns {
 		if !slices.Contains(header, c) {
 			return fmt.Errorf("it has no column %q", c)
+		}
+	}
+	for i, c := range header {
+		if t.wanted(c) && slices.Contains(header[:i], c) {
+			return fmt.Errorf("it has the column %q twice", c)
 		}
 	}
 	var b []byte
@@ -182,7 +207,7 @@ func member(b []byte, key string) []byte {
 }
 
 // readJSON reads objects. Their values stay as they are; nulls are left out.
-func (t *Table) readJSON(data []byte, rows map[string]string) error {
+func (t *Table) readJSON(data []byte, rows *tableRows) error {
 	if !json.Valid(data) {
 		var v []json.RawMessage
 		return json.Unmarshal(data, &v) // it says where
