@@ -200,7 +200,7 @@ func (b *s3Bench) next(n, size int) Batch {
 // another one for each seed.
 func s3Noise(seed uint64, size int) string {
 	base := s3NoiseBase()
-	at := int(seed * 104729 % uint64(len(base)-size)) //nolint:gosec // small
+	at := int(seed * 104729 % uint64(len(base)-size))
 	return base[at : at+size]
 }
 
