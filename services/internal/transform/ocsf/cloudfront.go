@@ -1,13 +1,16 @@
 package ocsf
 
-import "strings"
+import (
+	"net/netip"
+	"strings"
+)
 
 func init() {
 	define(mapping{
 		formats: []string{"cloudfront"}, product: "CloudFront", profiles: []string{"cloud"},
 		fields: []field{
 			{to: "src_endpoint.ip", from: "c-ip", as: address},
-			{to: "src_endpoint.port", from: "c-port", as: integer},
+			{to: "src_endpoint.port", from: "c-port", as: port},
 			{to: "dst_endpoint.hostname", from: "x-host-header"},
 			{to: "http_request.http_method", from: "cs-method"},
 			{to: "http_request.referrer", from: "cs(Referer)"},
@@ -46,19 +49,25 @@ func finishEdge(r *record) {
 	} else { // the viewer went away
 		r.keep("sc-status")
 	}
-	r.setList("http_request.x_forwarded_for", r.text("x-forwarded-for"))
+	if !r.setAddresses("http_request.x_forwarded_for", r.text("x-forwarded-for")) {
+		r.keep("x-forwarded-for")
+	}
 }
 
-// setList sets a list of texts, of texts with commas between them.
-func (r *record) setList(path, list string) {
-	if list == "" {
-		return
-	}
+// setAddresses sets a list of addresses, of texts with commas between them, and reports
+// whether it did: whoever sends a header may write anything into it.
+func (r *record) setAddresses(path, list string) bool {
 	from := len(r.buf)
 	for v := range strings.SplitSeq(list, ",") {
-		r.buf = appendText(append(r.buf, ','), strings.TrimSpace(v))
+		v = strings.TrimSpace(v)
+		if _, err := netip.ParseAddr(v); err != nil {
+			r.buf = r.buf[:from]
+			return false
+		}
+		r.buf = appendText(append(r.buf, ','), v)
 	}
 	r.buf[from] = '['
 	r.buf = append(r.buf, ']')
 	r.set(path, r.buf[from:])
+	return true
 }

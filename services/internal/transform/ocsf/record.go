@@ -339,6 +339,11 @@ func (r *record) convert(v []byte, as kind) []byte {
 			r.buf = strconv.AppendInt(r.buf, n, 10)
 			return r.buf[from:]
 		}
+	case port:
+		if n, err := strconv.ParseUint(textOf(v), 10, 16); err == nil {
+			r.buf = strconv.AppendUint(r.buf, n, 10)
+			return r.buf[from:]
+		}
 	case boolean:
 		switch textOf(v) {
 		case "true":

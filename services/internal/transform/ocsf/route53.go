@@ -10,7 +10,7 @@ func init() {
 			{to: "cloud.region", from: "region"},
 			{to: "src_endpoint.vpc_uid", from: "vpc_id"},
 			{to: "src_endpoint.ip", from: "srcaddr", as: address},
-			{to: "src_endpoint.port", from: "srcport", as: integer},
+			{to: "src_endpoint.port", from: "srcport", as: port},
 			{to: "src_endpoint.instance_uid", from: "srcids.instance"},
 			{to: "dst_endpoint.instance_uid", from: "srcids.resolver_endpoint"},
 			{to: "dst_endpoint.interface_uid", from: "srcids.resolver_network_interface"},

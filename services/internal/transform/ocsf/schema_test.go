@@ -25,7 +25,7 @@ var schemaObjects = map[string]string{
 	"finding_info":            "created_time:time desc:string first_seen_time:time last_seen_time:time modified_time:time src_url:string title:string types:[string] uid:string! uid_alt:string",
 	"firewall_rule":           "condition:string match_details:[string] match_location:string name:string? rate_limit:integer sensitivity:string type:string uid:string?",
 	"http_header":             "name:string! value:string",
-	"http_request":            "args:string http_headers:[http_header] http_method:string referrer:string uid:string url:url user_agent:string version:string x_forwarded_for:[string]",
+	"http_request":            "args:string http_headers:[http_header] http_method:string referrer:string uid:string url:url user_agent:string version:string x_forwarded_for:[ip]",
 	"http_response":           "code:integer! content_type:string length:integer",
 	"idp":                     "name:string? uid:string?",
 	"load_balancer":           "name:string? uid:string?",

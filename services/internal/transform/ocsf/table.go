@@ -18,6 +18,8 @@ const (
 	boolean
 	// address is an IP address.
 	address
+	// port is an integer of 16 bits.
+	port
 	// instant is milliseconds since 1970, of a time in RFC 3339.
 	instant
 	// seconds is milliseconds since 1970, of seconds.

@@ -78,7 +78,7 @@ func finishFirewall(r *record) {
 		case "referer":
 			r.set("http_request.referrer", value)
 		case "x-forwarded-for":
-			r.setList("http_request.x_forwarded_for", textOf(value))
+			r.setAddresses("http_request.x_forwarded_for", textOf(value))
 		}
 	})
 	var labels []byte
