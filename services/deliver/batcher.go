@@ -113,11 +113,10 @@ func (q *batcher) leave(f *frame) {
 	}
 	f.gone = true
 	for b := range q.running {
-		if b.orphaned() {
+		if b.ctx.Err() == nil && b.orphaned() {
 			b.cancel()
 		}
 	}
-	q.wake()
 }
 
 func (b *batch) orphaned() bool {
@@ -334,6 +333,9 @@ func (d *Deliver) next(b *batch) (part, bool) {
 		}
 		if ok {
 			b.on = true
+			for _, r := range b.refs[p.from:p.to] {
+				r.frame.moving++
+			}
 			return *p, true
 		}
 		if !stalled {
@@ -491,6 +493,9 @@ func (d *Deliver) judge(b *batch, p part, began time.Time, res sinks.Result) {
 		d.pace.record(began, now, full, len(d.running)-d.held, d.cfg.Concurrency, res.Verdict)
 	}
 	b.on = false
+	for _, r := range b.refs[p.from:p.to] {
+		r.frame.moving--
+	}
 	b.todo = b.todo[:len(b.todo)-1]
 	n := p.to - p.from
 	p.attempts++
@@ -627,7 +632,7 @@ func (d *Deliver) await(ctx context.Context, f *frame) error {
 	defer grace.Stop()
 	for {
 		d.mu.Lock()
-		moves, changed := d.stalled == 0 || d.sending(f) == f.pending, d.changed
+		moves, changed := d.stalled == 0 || f.moving == f.pending, d.changed
 		d.mu.Unlock()
 		if moves {
 			select {
@@ -645,23 +650,6 @@ func (d *Deliver) await(ctx context.Context, f *frame) error {
 			return errDrained.New(context.Cause(ctx), "deliver a frame to destination %s", d.cfg.Name)
 		}
 	}
-}
-
-// sending counts the events of f that are with the sink.
-func (d *Deliver) sending(f *frame) int {
-	n := 0
-	for b := range d.running {
-		if !b.on {
-			continue
-		}
-		p := b.todo[len(b.todo)-1]
-		for _, r := range b.refs[p.from:p.to] {
-			if r.frame == f {
-				n++
-			}
-		}
-	}
-	return n
 }
 
 // drop lets go of an open batch whose frames have left.

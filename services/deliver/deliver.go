@@ -132,6 +132,7 @@ type frame struct {
 
 	// Guarded by batcher.mu.
 	pending  int  // events in batches
+	moving   int  // those of them that are with the sink
 	added    bool // all events are
 	gone     bool // Handle has given up on it
 	rejected []rejection

@@ -217,3 +217,48 @@ func TestMasksInTurn(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkDrainOfHeld is how long a stop takes with thousands of frames at a sink that
+// does not confirm them, and some that wait for a retry. drain_timeout is in it.
+func BenchmarkDrainOfHeld(b *testing.B) {
+	const frames, events = 4000, 100
+	b.ReportAllocs()
+	for range b.N {
+		b.StopTimer()
+		sink := newHolder()
+		sink.limits = sinks.Limits{Events: events, Bytes: config.MiB}
+		held, calls := sink.answer, atomic.Int32{}
+		sink.answer = func(ctx context.Context, b sinks.Batch) sinks.Result {
+			if calls.Add(1) <= 3 {
+				return sinks.Result{Verdict: sinks.Retry, Err: errOut.New(nil, "reach it")}
+			}
+			return held(ctx, b)
+		}
+		cfg := destination()
+		cfg.Backoff = Backoff{Initial: time.Hour, Max: time.Hour}
+		cfg.AdaptiveConcurrency, cfg.DrainTimeout = false, 100*time.Millisecond
+		d := start(b, cfg, sink, Deps{})
+		errs := make(chan error, frames)
+		body := docs(events, 0)
+		for i := range frames {
+			in := frameOf(b, uint64(i+1), body...)
+			go func() { errs <- d.Handle(b.Context(), in, &topology.Recorder{}) }()
+		}
+		for {
+			d.mu.Lock()
+			ready, changed := d.waiting == frames && d.held+d.stalled == frames, d.changed
+			d.mu.Unlock()
+			if ready {
+				break
+			}
+			<-changed
+		}
+		b.StartTimer()
+		d.Drain()
+		for range frames {
+			<-errs
+		}
+		b.StopTimer()
+		shut(b, d)
+	}
+}
