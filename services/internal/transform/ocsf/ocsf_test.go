@@ -131,6 +131,8 @@ func TestApply(t *testing.T) {
 		{"a packet of another", "vpcflow", `{"srcaddr":"192.0.2.1","pkt-srcaddr":"192.0.2.9","dstaddr":"192.0.2.2"}`, "src_endpoint", `{"intermediate_ips":["192.0.2.1"],"ip":"192.0.2.9"}`},
 		{"a new DNS code", "route53resolver", `{"srcaddr":"192.0.2.1","rcode":"NEW"}`, "rcode_id", `99`},
 		{"a DNS alert", "route53resolver", `{"srcaddr":"192.0.2.1","firewall_rule_action":"ALERT"}`, "disposition", `"Alert"`},
+		{"what it does", "route53resolver", `{"srcaddr":"192.0.2.1","firewall_rule_action":"ALERT"}`, "action", `"Observed"`},
+		{"that it is one", "route53resolver", `{"srcaddr":"192.0.2.1","firewall_rule_action":"ALERT"}`, "is_alert", `true`},
 		{"a port as text", "route53resolver", `{"srcaddr":"192.0.2.1","srcport":"53"}`, "src_endpoint.port", `53`},
 		{"a port that is none", "route53resolver", `{"srcaddr":"192.0.2.1","srcport":"x"}`, "unmapped", `{"srcport":"x"}`},
 		{"a strange method", "alb", `{"client:port":"192.0.2.1:1","request":"BREW http://x/ HTTP/1.1"}`, "type_uid", `400299`},

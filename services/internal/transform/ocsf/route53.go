@@ -23,7 +23,7 @@ func init() {
 			{from: "rcode", as: taking},
 			{from: "firewall_rule_action", as: taking},
 		},
-		sets:   []string{"action", "action_id", "connection_info.direction", "connection_info.direction_id", "disposition", "disposition_id", "metadata.product.feature.name", "rcode", "rcode_id"},
+		sets:   []string{"action", "action_id", "connection_info.direction", "connection_info.direction_id", "disposition", "disposition_id", "is_alert", "metadata.product.feature.name", "rcode", "rcode_id"},
 		finish: finishQuery,
 	})
 }
@@ -57,7 +57,8 @@ func finishQuery(r *record) {
 	case "ALLOW":
 		setAction(r, 1, "Allowed", 1, "Allowed")
 	case "ALERT":
-		setAction(r, 1, "Allowed", 19, "Alert")
+		setAction(r, 3, "Observed", 19, "Alert")
+		r.set("is_alert", []byte("true"))
 	case "BLOCK":
 		setAction(r, 2, "Denied", 2, "Blocked")
 	default:

@@ -54,7 +54,7 @@ const schemaBase = "activity_id:integer! activity_name:string category_name:stri
 	"start_time:time end_time:time time:time! type_name:string type_uid:integer! unmapped:object "
 
 // schemaControl are those of the profile security_control.
-const schemaControl = "action:string action_id:integer disposition:string disposition_id:integer firewall_rule:firewall_rule "
+const schemaControl = "action:string action_id:integer disposition:string disposition_id:integer firewall_rule:firewall_rule is_alert:boolean "
 
 // schemaClasses are the attributes of the classes, by class_uid.
 // Source: schema.ocsf.io/1.5.0/classes.
