@@ -118,8 +118,8 @@ func (r *testRun) files(ctx context.Context, names []string) error {
 	for i := range tests {
 		for k := range tests[i].Tests {
 			result, err := r.one(ctx, &tests[i], &files[i], &tests[i].Tests[k])
-			if err != nil {
-				return fmt.Errorf("%s: test %q: %w", tests[i].path, tests[i].Tests[k].Name, err)
+			if err != nil { // nothing runs outside this process, so a file is wrong
+				return usageError{fmt.Errorf("%s: test %q: %w", tests[i].path, tests[i].Tests[k].Name, err)}
 			}
 			if !result.Passed {
 				failed++
@@ -231,19 +231,21 @@ func (x *comparison) compare(t *testFile, update bool) error {
 	e, n := x.expect, x.expect.node
 	x.count(n.Get("events"), "events", e.Events, x.got.Events)
 	x.count(n.Get("duplicates"), "duplicates", e.Duplicates, x.got.Duplicates)
-	for rule, want := range e.Dropped {
+	for _, rule := range slices.Sorted(maps.Keys(e.Dropped)) {
+		want := e.Dropped[rule]
 		x.count(n.Get("dropped").Get(rule), "dropped."+rule, &want, x.got.Dropped[rule])
 	}
 	codes := x.got.codes()
-	for code, want := range e.Quarantined {
+	for _, code := range slices.Sorted(maps.Keys(e.Quarantined)) {
+		want := e.Quarantined[code]
 		x.count(n.Get("quarantined").Get(code), "quarantined."+code, &want, codes[code])
 		delete(codes, code)
 	}
-	for code, got := range codes {
-		x.fail(n.Get("quarantined"), "quarantined."+code, "0", strconv.Itoa(got))
+	for _, code := range slices.Sorted(maps.Keys(codes)) {
+		x.fail(n.Get("quarantined"), "quarantined."+code, "0", strconv.Itoa(codes[code]))
 	}
-	for name, want := range e.Destinations {
-		if err := x.destination(t, update, "destinations."+name, want, x.got.Destinations[name]); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(e.Destinations)) {
+		if err := x.destination(t, update, "destinations."+name, e.Destinations[name], x.got.Destinations[name]); err != nil {
 			return err
 		}
 	}

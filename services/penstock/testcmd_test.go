@@ -217,12 +217,13 @@ func TestTestOfAWrongConfiguration(t *testing.T) {
 }
 
 // A file that an input names and that is not there is told with its line; so is one for
-// enrichment.
+// enrichment. Neither is a test that failed.
 func TestTestInputsThatAreMissing(t *testing.T) {
-	if _, _, err := testConfiguration(t, testsHead+"  - name: a\n    input:\n      - {source: app, record: {file: absent}}\n"); err == nil || !strings.Contains(err.Error(), "t.yaml:7: input: ") {
+	var usage usageError
+	if _, _, err := testConfiguration(t, testsHead+"  - name: a\n    input:\n      - {source: app, record: {file: absent}}\n"); !errors.As(err, &usage) || !strings.Contains(err.Error(), "t.yaml:7: input: ") {
 		t.Errorf("got %v", err)
 	}
-	if _, _, err := testConfiguration(t, strings.Replace(testsHead, "owners.csv}", "absent.csv}", 1)+"  - {name: a, input: [{source: app, record: x}]}"); err == nil || !strings.Contains(err.Error(), "absent.csv for enrichment") {
+	if _, _, err := testConfiguration(t, strings.Replace(testsHead, "owners.csv}", "absent.csv}", 1)+"  - {name: a, input: [{source: app, record: x}]}"); !errors.As(err, &usage) || !strings.Contains(err.Error(), "absent.csv for enrichment") {
 		t.Errorf("got %v", err)
 	}
 }
