@@ -9,8 +9,8 @@
 // has written, whose format is "ocsf". One Routed fact per frame.
 // Errors: messages.bad_frame is rejected. A document that a rule cannot change goes to
 // quarantine as it came (route.mask_failed, route.enrich_failed, route.ocsf_failed,
-// route.too_large) and is counted as dropped by that rule. Expressions that cannot be evaluated are
-// counted and pass the event.
+// route.too_large) and is counted as dropped by that rule. Expressions that cannot be
+// evaluated are counted; a mask then masks, and any other rule does not concern the event.
 // State:  the files of enrichment, in memory. Any number of copies may run.
 //
 // Rules apply in order, each to the document as the one before has left it.
@@ -712,6 +712,6 @@ func (r *Route) tell(rule string, n int) {
 	defer r.mu.Unlock()
 	if now := time.Now(); now.Sub(r.told) >= time.Minute {
 		r.told = now
-		r.log.Warn("expression of a rule could not be evaluated; the events pass", "rule", rule, "events", n)
+		r.log.Warn("expression of a rule could not be evaluated; a mask masks, any other rule passes the events", "rule", rule, "events", n)
 	}
 }
