@@ -123,6 +123,8 @@ func (l *EventLog) Read(ctx context.Context, from sinks.Place, f func(sinks.Plac
 		more = r.frame(m)
 		return more, nil
 	})
+	// Behind the last frame there may have been others that are gone.
+	r.gap = r.gap || err == nil && more && r.at.Sequence != next
 	// Asked also when ctx has ended: what was handed over until then counts.
 	if keptErr := r.kept(context.WithoutCancel(ctx)); keptErr != nil {
 		return from, errors.Join(keptErr, err)

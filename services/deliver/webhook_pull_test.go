@@ -3,6 +3,7 @@ package deliver
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -361,6 +362,35 @@ func TestPullAfterTrimming(t *testing.T) {
 	r.want(key, "/v1/streams/web?from=oldest", 200, 12, 13, 14, 15)
 	if _, err := events.Read(t.Context(), sinks.Place{Sequence: 100}, nil); err == nil {
 		t.Error("a place behind the end of the log is none")
+	}
+}
+
+// What is trimmed while it is read is told, also when nothing comes behind it.
+func TestPullTrimmedInMidRead(t *testing.T) {
+	w := newPullWorld(t, topology.Limits{Keep: map[string]time.Duration{topology.Events: time.Millisecond}})
+	w.store("web.allow", 3, 1)
+	events, err := NewEventLog(Destination{Name: "pull", Types: []string{"web.allow"}}, w.bus)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	at, err := events.Read(t.Context(), sinks.Place{Sequence: 1}, func(sinks.Place, *sinks.Event) bool {
+		if read++; read > 1 {
+			return true
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var keeping sync.WaitGroup
+		keeping.Go(func() { _ = w.bus.Keep(ctx) })
+		eventually(t, "the log is trimmed", func() bool {
+			first, _, _, err := events.Bounds(t.Context(), time.Time{})
+			return err == nil && first == 4
+		})
+		cancel()
+		keeping.Wait()
+		return true
+	})
+	if !errors.Is(err, sinks.ErrLogTrimmed) {
+		t.Errorf("read %d events of three up to %s, %v", read, at, err)
 	}
 }
 

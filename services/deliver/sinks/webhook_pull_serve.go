@@ -174,7 +174,7 @@ func (x *pullExchange) health() int {
 		status, text = http.StatusServiceUnavailable, "keys are not known yet\n"
 	}
 	x.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	x.w.WriteHeader(status)
+	x.short(status)
 	_, _ = x.w.Write([]byte(text)) // the caller may have gone
 	return status
 }
@@ -430,28 +430,35 @@ func (x *pullExchange) tryTake(ctx context.Context, keep bool) (*hold, error) {
 	return h, nil
 }
 
-// acknowledge moves the position to a place that was served, and never back.
+// acknowledge moves the position to a place that was served, and never back in the same
+// log.
 func (h *hold) acknowledge(ctx context.Context, at Place) error {
-	switch {
-	case !at.Before(h.Last) && !h.Served.Before(at):
+	if !at.Before(h.Last) && !h.Served.Before(at) {
 		h.Acked, h.Last, h.Rewound = later(h.Acked, at), at, nil
+		return nil
+	}
+	first, _, next, err := h.x.events.Bounds(ctx, time.Time{})
+	if err != nil {
+		return errPullLog.New(err, "look up the bounds of the log")
+	}
+	anew := h.Acked.Sequence > next
+	gone := anew || h.Acked.Sequence < first && !at.Before(h.Last)
+	switch {
+	case gone && at.Sequence <= first && at.Index == 0: // the oldest that is kept, after a 410 that named it
+		h.x.gap(ctx, h.Acked, at)
+		h.restart(at)
 		return nil
 	case h.Rewound != nil && !h.Rewound.Before(at):
 		return nil // of before an operator moved the position, which is newer
 	case at.Before(h.Last):
 		return errPullAck.New(nil, "acknowledge %s: %s and what comes before is acknowledged already", at, h.Last)
 	}
-	// The oldest that is kept, after a 410 that named it.
-	first, _, _, err := h.x.events.Bounds(ctx, time.Time{})
-	if err != nil {
-		return errPullLog.New(err, "look up the bounds of the log")
-	}
-	if h.Acked.Sequence < first && at.Sequence <= first && at.Index == 0 {
-		h.x.gap(ctx, h.Acked, at)
-		h.Acked, h.Served, h.Last, h.Rewound = at, at, at, nil
-		return nil
-	}
 	return errPullAck.New(nil, "acknowledge %s: only what comes before %s was served for this key and stream", at, h.Served)
+}
+
+// restart begins at a place as if nothing had been served before.
+func (p *Position) restart(at Place) {
+	p.Acked, p.Served, p.Last, p.Rewound = at, at, at, nil
 }
 
 // gap tells that a consumer goes on behind events that the log does not have.
@@ -472,6 +479,18 @@ func (h *hold) store(ctx context.Context) error {
 	return err
 }
 
+// ours tells whether the position is held all the same when it has moved: by a change
+// of our own whose answer got lost, or nobody waited for.
+func (h *hold) ours(ctx context.Context, holder string) bool {
+	e, err := h.x.s.consumers.register.Get(ctx, h.e.Path)
+	var p Position
+	if err != nil || json.Unmarshal(e.Value, &p) != nil || holder == "" || p.Holder != holder {
+		return false
+	}
+	h.e = e
+	return true
+}
+
 // change writes what f changes, as long as the position is held.
 func (h *hold) change(ctx context.Context, f func(*Position)) error {
 	h.mu.Lock()
@@ -479,6 +498,9 @@ func (h *hold) change(ctx context.Context, f func(*Position)) error {
 	before := h.Position
 	f(&h.Position)
 	err := h.store(ctx)
+	if errors.Is(err, topology.ErrEntryMoved) && h.ours(ctx, before.Holder) {
+		err = h.store(ctx)
+	}
 	if err == nil {
 		return nil
 	}
@@ -531,8 +553,15 @@ func (x *pullExchange) acknowledge() int {
 		return x.refuse(err)
 	}
 	x.w.Header().Set("Penstock-Cursor", h.Acked.String())
-	x.w.WriteHeader(http.StatusNoContent)
+	x.short(http.StatusNoContent)
 	return http.StatusNoContent
+}
+
+// short sends the header of an answer that is written at once. Who does not read it is
+// cut; what sends pages sees to that itself.
+func (x *pullExchange) short(status int) {
+	_ = http.NewResponseController(x.w).SetWriteDeadline(time.Now().Add(x.s.cfg.Timeouts.Stall)) // HTTP/1 and HTTP/2 have it
+	x.w.WriteHeader(status)
 }
 
 // page answers with rows, at once or as soon as there are some.
@@ -565,6 +594,9 @@ func (x *pullExchange) page() int {
 	if cause := context.Cause(ctx); err != nil && cause != nil && fault.CodeOf(cause) != "unknown" {
 		err = cause
 	}
+	if err == nil && !x.s.book.valid(x.who, time.Now()) {
+		err = errPullUnknown.New(nil, "answer %s", x.who.Name)
+	}
 	switch {
 	case err != nil && x.begun:
 		panic(http.ErrAbortHandler) // at gives the position back as it was
@@ -573,11 +605,8 @@ func (x *pullExchange) page() int {
 	case x.rows == 0:
 		// Nothing lies between, so that a stream in which little happens does not fall
 		// behind what the log keeps.
-		at = func(p *Position) { p.Acked, p.Served = end, end }
+		at = func(p *Position) { p.Acked, p.Served = end, later(p.Served, end) }
 		return x.nothing(end, more)
-	}
-	if !x.s.book.valid(x.who, time.Now()) {
-		return x.refuse(errPullUnknown.New(nil, "answer %s", x.who.Name))
 	}
 	if !x.begun {
 		// Known before the consumer can acknowledge it, at whatever replica.
@@ -621,6 +650,11 @@ func (x *pullExchange) collect(ctx context.Context, h *hold) (end Place, more bo
 			x.out.reset()
 			if end, err = x.start(ctx); err != nil {
 				return end, false, err
+			}
+			if end.Before(from) { // the log was made anew: what it had served says nothing
+				if err := h.change(ctx, func(p *Position) { p.restart(end) }); err != nil {
+					return end, false, err
+				}
 			}
 			x.gap(ctx, from, end)
 			continue
@@ -711,6 +745,8 @@ func (x *pullExchange) read(ctx context.Context, from Place) (end Place, more bo
 	switch {
 	case writeErr != nil:
 		return end, more, writeErr
+	case x.rows > 0 && !from.Before(end): // it is not known how far they go
+		return end, more, err
 	case err != nil && within.Err() != nil && ctx.Err() == nil && !errors.Is(err, ErrLogTrimmed):
 		return end, true, nil // what was read until time was up
 	}
@@ -722,10 +758,11 @@ func (x *pullExchange) nothing(end Place, more bool) int {
 	x.cursor(x.w.Header(), end, more)
 	if x.compatible { // whose consumers know no 204
 		x.w.Header().Set("Content-Type", "application/json")
+		x.short(http.StatusOK)
 		_, _ = x.w.Write([]byte("[]\n")) // the consumer may have gone
 		return http.StatusOK
 	}
-	x.w.WriteHeader(http.StatusNoContent)
+	x.short(http.StatusNoContent)
 	return http.StatusNoContent
 }
 
@@ -800,7 +837,7 @@ func (x *pullExchange) refuseWith(err error, oldest *Place) int {
 	h.Set("Content-Type", "application/json")
 	text, _ := json.Marshal(answer) // cannot fail
 	x.begun = true
-	x.w.WriteHeader(status)
+	x.short(status)
 	_, _ = x.w.Write(append(text, '\n')) // the consumer may have gone
 	return status
 }

@@ -5,16 +5,20 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +45,8 @@ type memoryLog struct {
 	// slow, when set, is called before each event that is read.
 	slow  func(ctx context.Context)
 	reads int
+	// unsure tells that a read that is ended does not know how far it is.
+	unsure bool
 }
 
 func newMemoryLog() *memoryLog { return &memoryLog{first: 1, more: make(chan struct{})} }
@@ -54,6 +60,13 @@ func (l *memoryLog) store(n int, events ...Event) {
 	}
 	close(l.more)
 	l.more = make(chan struct{})
+}
+
+// renew makes the log anew, as after the loss of its store.
+func (l *memoryLog) renew() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.first, l.frames = 1, nil
 }
 
 // trim removes the frames before a sequence.
@@ -94,16 +107,19 @@ func (v memoryView) Bounds(_ context.Context, since time.Time) (first, at, next 
 
 func (v memoryView) Read(ctx context.Context, from Place, f func(Place, *Event) bool) (Place, error) {
 	v.mu.Lock()
-	frames, first, slow := v.frames, v.first, v.slow
+	frames, first, slow, unsure := v.frames, v.first, v.slow, v.unsure
 	v.reads++
 	v.mu.Unlock()
-	if from.Sequence < first {
+	if from.Sequence < first || from.Sequence > uint64(len(frames))+1 {
 		return from, ErrLogTrimmed.New(nil, "read")
 	}
 	for at := from; at.Sequence <= uint64(len(frames)); at = (Place{Sequence: at.Sequence + 1}) {
 		for i, e := range frames[at.Sequence-1] {
 			if slow != nil {
 				slow(ctx)
+			}
+			if ctx.Err() != nil && unsure {
+				return from, errPullLog.New(context.Cause(ctx), "read")
 			}
 			if ctx.Err() != nil {
 				return Place{at.Sequence, i}, context.Cause(ctx)
@@ -152,6 +168,9 @@ type memoryRegister struct {
 	watchers map[chan topology.Entry]string
 	// down, when set, is what every call returns.
 	down error
+	// put, when set, is called after each change; what it returns is answered in place
+	// of the change.
+	put func(ctx context.Context, value []byte) error
 }
 
 func newMemoryRegister() *memoryRegister {
@@ -166,7 +185,18 @@ func (m *memoryRegister) Get(_ context.Context, path string) (topology.Entry, er
 	return e, m.down
 }
 
-func (m *memoryRegister) Put(_ context.Context, e topology.Entry, value []byte) (topology.Entry, error) {
+func (m *memoryRegister) Put(ctx context.Context, e topology.Entry, value []byte) (topology.Entry, error) {
+	now, err := m.change(e, value)
+	if err == nil && m.put != nil {
+		err = m.put(ctx, value)
+	}
+	if err != nil {
+		return e, err
+	}
+	return now, nil
+}
+
+func (m *memoryRegister) change(e topology.Entry, value []byte) (topology.Entry, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.down != nil {
@@ -759,6 +789,30 @@ func TestPullTrimmed(t *testing.T) {
 	}
 }
 
+// Positions behind the end of a log that was made anew are gone, too, and the consumer
+// gets on as behind a gap.
+func TestPullLogMadeAnew(t *testing.T) {
+	for _, way := range []string{"from=oldest", "ack=" + Place{Sequence: 1}.String(), "from=oldest&auto_ack=1"} {
+		p := startPull(t, newMemoryLog(), newMemoryRegister(), nil)
+		p.key = p.add("one")
+		p.log.store(1, events("web.allow", 0, 16)...)
+		p.want("/v1/streams/web?auto_ack=1&limit=15", 200, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
+		p.want("/v1/streams/web", 200, 15)
+		p.log.renew()
+		p.log.store(1, events("web.allow", 20, 4)...)
+		p.want("/v1/streams/web", 410)
+		a := p.want("/v1/streams/web?limit=2&"+way, 200, 20, 21)
+		if a.header.Get("Penstock-Gap") == "" {
+			t.Errorf("%s: no gap", way)
+		}
+		p.want("/v1/streams/web?limit=2&ack="+a.cursor, 200, 22, 23)
+		// What the old log served was not served by this one.
+		if a := p.get("/v1/streams/web?ack=" + Place{Sequence: 9}.String()); a.status != 400 {
+			t.Errorf("%s: an ack of what never was served: %d", way, a.status)
+		}
+	}
+}
+
 // Who has nothing to fetch for long does not fall behind what the log keeps.
 func TestPullQuietStream(t *testing.T) {
 	p := startPull(t, newMemoryLog(), newMemoryRegister(), nil)
@@ -1149,6 +1203,143 @@ func TestPullReadTime(t *testing.T) {
 	n = 0
 	must(t, p.sink.consumers.Rewind(t.Context(), "one", "web", Place{Sequence: 1}))
 	p.want("/v1/streams/web?wait=10", 200, 100) // goes on reading while there is time
+}
+
+// A look that ends before it finds something takes nothing back: what was served
+// before may be acknowledged.
+func TestPullServedStays(t *testing.T) {
+	p := startPull(t, newMemoryLog(), newMemoryRegister(), func(c *WebhookPullConfig) { c.Timeouts.Read = 30 * time.Millisecond })
+	p.key = p.add("one")
+	p.log.store(1, events("mail", 0, 100)...)
+	p.log.store(1, events("web.allow", 100, 2)...)
+	a := p.want("/v1/streams/web?limit=1", 200, 100)
+	n := 0
+	p.log.slow = func(ctx context.Context) {
+		if n++; n == 60 {
+			<-ctx.Done()
+		}
+	}
+	p.want("/v1/streams/web", 204)
+	p.want("/v1/streams/web?ack="+a.cursor, 200, 101)
+}
+
+// Rows are not served with a cursor that lies before them.
+func TestPullUnsure(t *testing.T) {
+	p := startPull(t, newMemoryLog(), newMemoryRegister(), func(c *WebhookPullConfig) { c.Timeouts.Read = 30 * time.Millisecond })
+	p.key = p.add("one")
+	p.log.store(1, events("web.allow", 0, 10)...)
+	n := 0
+	p.log.unsure = true
+	p.log.slow = func(ctx context.Context) {
+		if n++; n == 5 {
+			<-ctx.Done()
+		}
+	}
+	p.want("/v1/streams/web", 503)
+	p.want("/v1/streams/web", 200, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+}
+
+// When the answer to a change gets lost, the position is given back all the same.
+func TestPullLostAnswer(t *testing.T) {
+	register := newMemoryRegister()
+	p := startPull(t, newMemoryLog(), register, nil)
+	p.key = p.add("one")
+	p.log.store(1, events("web.allow", 0, 2)...)
+	n := 0
+	register.put = func(context.Context, []byte) error {
+		if n++; n == 2 { // the first takes the position, the second notes what is served
+			return errPullLog.New(nil, "answer")
+		}
+		return nil
+	}
+	p.want("/v1/streams/web", 503)
+	p.want("/v1/streams/web", 200, 0, 1)
+}
+
+// A beat that is under way when an answer ends does not keep the position.
+func TestPullBeatUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		register, log := newMemoryRegister(), newMemoryLog()
+		cfg := defaultWebhookPull()
+		cfg.Address, cfg.Streams = "127.0.0.1:0", map[string][]string{"web": {"web.>"}}
+		s, err := newWebhookPull(cfg, Deps{Destination: "pull", Events: log.view()}, register)
+		must(t, err)
+		key, err := s.consumers.Add(t.Context(), "one", nil, time.Time{})
+		must(t, err)
+		for _, e := range register.entries {
+			s.book.saw(e, time.Now())
+		}
+		who, ok := s.book.find(key)
+		if !ok {
+			t.Fatal("the key is not known")
+		}
+		x := &pullExchange{s: s, who: who, stream: "web", events: s.streams["web"], began: time.Now()}
+		h, err := x.take(t.Context(), true)
+		must(t, err)
+		register.put = func(ctx context.Context, value []byte) error {
+			if !bytes.Contains(value, []byte(`"beat"`)) || !bytes.Contains(value, []byte(`"holder"`)) {
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Second):
+				return nil
+			}
+		}
+		ctx, lose := context.WithCancelCause(t.Context())
+		kept := make(chan struct{})
+		go func() {
+			defer close(kept)
+			h.keep(ctx, lose)
+		}()
+		time.Sleep(holdRenew + time.Second/2)
+		lose(nil)
+		<-kept
+		must(t, h.release(t.Context(), func(*Position) {}))
+		e, err := register.Get(t.Context(), s.consumers.positionPath("one", "web"))
+		must(t, err)
+		if strings.Contains(string(e.Value), `"holder"`) {
+			t.Errorf("still held: %s", e.Value)
+		}
+	})
+}
+
+// An answer that is under way when its key is revoked is cut, and has nothing in it
+// but rows.
+func TestPullRevokedUnderWay(t *testing.T) {
+	p := startPull(t, newMemoryLog(), newMemoryRegister(), nil)
+	p.key = p.add("one")
+	p.log.store(1000, events("web.allow", 0, 20_000)...)
+	n := 0
+	p.log.slow = func(context.Context) {
+		if n++; n == 15_000 {
+			must(t, p.sink.consumers.Revoke(t.Context(), "one"))
+			eventually(t, "the key is worthless", func() bool { _, ok := p.sink.book.find(p.key); return !ok })
+		}
+	}
+	a, err := p.ask(http.MethodGet, "/v1/streams/web?limit=0&auto_ack=1", p.key, nil)
+	if err == nil || strings.Contains(a.body, "error") {
+		t.Errorf("a cut answer is whole: %d, … %s", a.status, a.body[max(0, len(a.body)-200):])
+	}
+}
+
+// Who asks and asks and does not read the answers is cut, key or no key.
+func TestPullNeverReads(t *testing.T) {
+	p := startPull(t, newMemoryLog(), newMemoryRegister(), func(c *WebhookPullConfig) { c.Timeouts.Stall = 50 * time.Millisecond })
+	for _, path := range []string{"/healthz", "/v1/streams/web", "/"} {
+		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", p.sink.Addr().String())
+		must(t, err)
+		must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+		asked := bytes.Repeat([]byte("GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n"), 1000)
+		for err == nil {
+			_, err = c.Write(asked)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the connection stays", path)
+		}
+		_ = c.Close()
+	}
 }
 
 func TestPullRows(t *testing.T) {
