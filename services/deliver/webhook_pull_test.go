@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"slices"
@@ -422,6 +424,54 @@ func TestPullGuide(t *testing.T) {
 		out, err := run.CombinedOutput()
 		if err != nil || strings.Contains(string(out), `"error"`) || !strings.Contains(string(out), `"n":`) && !strings.Contains(string(out), "ok") && !strings.Contains(string(out), "204") {
 			t.Errorf("%s\n%v: %s", command, err, out)
+		}
+	}
+}
+
+// The consumer of the guide gets every row whole, and none twice, when an answer is cut
+// in the middle and penstock is away for a moment.
+func TestPullGuideCut(t *testing.T) {
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("the commands of the guide need curl")
+	}
+	w := newPullWorld(t, topology.Limits{})
+	r := w.serve(w.bus, func(_ *Destination, c *sinks.WebhookPullConfig) { c.Limits.Rows = 2 })
+	key := w.key("siem")
+	eventually(t, "the key is known", func() bool { status, _, _ := r.get("/v1/streams/web", key); return status == 204 })
+	w.store("web.allow", 1, 6)
+	asked := 0
+	front := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, in *http.Request) {
+		if asked++; asked == 3 { // before it comes to penstock
+			http.Error(out, "away", http.StatusServiceUnavailable)
+			return
+		}
+		status, header, body := r.get(in.URL.RequestURI(), key)
+		maps.Copy(out.Header(), header)
+		out.WriteHeader(status)
+		if asked == 1 {
+			_, _ = io.WriteString(out, body[:len(body)/2])
+			_ = http.NewResponseController(out).Flush()
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = io.WriteString(out, body)
+	}))
+	defer front.Close()
+	text, err := os.ReadFile("../../docs/guides/pull-webhook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for part := range strings.SplitSeq(string(text), "\n```sh\n") {
+		command, _, _ := strings.Cut(part, "\n```")
+		if !strings.Contains(command, "ROUNDS") {
+			continue
+		}
+		command = strings.ReplaceAll(command, "sleep 5", "sleep 0")
+		run := exec.CommandContext(t.Context(), "sh", "-uc", command)
+		run.Dir = t.TempDir()
+		run.Env = append(os.Environ(), "PENSTOCK="+front.URL, "KEY="+key, "ROUNDS=5")
+		out, err := run.Output()
+		if err != nil || !slices.Equal(numbersOf(t, string(out)), []int{0, 1, 2, 3, 4, 5}) {
+			t.Errorf("%v: %s", err, out)
 		}
 	}
 }
