@@ -76,14 +76,16 @@ const (
 	Running  = "running"
 	Paused   = "paused"
 	Failing  = "failing"
+	Stopping = "stopping"
 )
 
 // State is how a destination is in this process.
 type State struct {
 	Destination string `json:"destination"`
 	Type        string `json:"type"`
-	// State is starting, running, paused or failing. One that is being paused runs
-	// until what was in hand is finished or given back.
+	// State is starting, running, paused, failing or stopping. One that is being paused
+	// runs until what was in hand is finished or given back; stopping is one that is not
+	// wanted any more, until then.
 	State string    `json:"state"`
 	Since time.Time `json:"since"`
 	// Error is why it fails.
@@ -271,17 +273,18 @@ func (m *Manager) Health() error {
 	return nil
 }
 
-// States returns how each destination is, in the order of their names.
+// States returns how each destination is, in the order of their names. One that is not
+// wanted any more is among them until it has stopped.
 func (m *Manager) States() []State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	all := []State{}
 	for _, name := range slices.Sorted(maps.Keys(m.all)) {
 		s := m.all[name]
-		if !s.wanted {
-			continue
-		}
 		one := State{Destination: name, Type: s.cfg.Type, State: s.state, Since: s.since}
+		if !s.wanted {
+			one.State = Stopping
+		}
 		if s.err != nil {
 			one.Error = s.err.Error()
 		}
@@ -427,9 +430,19 @@ const longRun = time.Minute
 // serve opens the destination and runs it until during ends, as often as it takes.
 func (s *managed) serve(ctx, during context.Context, t turn) {
 	s.set(Starting, nil, nil)
+	// The ledger forgets also what cannot be opened, or ends again and again.
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	tell := sync.OnceFunc(func() { telling.Go(func() { s.again(during, t) }) })
 	for n := 1; ; n++ {
 		began := time.Now()
-		err := s.once(ctx, during, &t)
+		err := s.guard(func() error { return s.reserve(during, &t) })
+		if err == nil {
+			tell()
+			err = s.once(ctx, during, t)
+		} else {
+			err = unless(during, err)
+		}
 		if during.Err() != nil {
 			s.ended(ctx, err)
 			return
@@ -469,10 +482,7 @@ func (s *managed) ended(ctx context.Context, err error) {
 
 // once opens the destination, runs it and closes it. After during has ended its error
 // is that of a run that could not finish what was in hand.
-func (s *managed) once(ctx, during context.Context, t *turn) error {
-	if err := s.guard(func() error { return s.reserve(during, t) }); err != nil {
-		return unless(during, err)
-	}
+func (s *managed) once(ctx, during context.Context, t turn) error {
 	// What is in hand is delivered after during has ended, so the destination lives in
 	// a context that ends only when it was closed.
 	life, die := context.WithCancel(context.WithoutCancel(during))
@@ -494,11 +504,6 @@ func (s *managed) once(ctx, during context.Context, t *turn) error {
 	}
 	s.set(Running, nil, o.Breaker)
 	s.log.Info("destination runs")
-	told, stop := context.WithCancel(during)
-	var telling sync.WaitGroup
-	defer telling.Wait()
-	defer stop()
-	telling.Go(func() { s.again(told, *t) })
 	return s.both(during, o)
 }
 

@@ -230,6 +230,9 @@ func TestManagerNeverOpensTwice(t *testing.T) {
 		expect(t, s, "begins", "reserve:a open:a")
 		m.Configure(nil)
 		expect(t, s, "finishes", "")
+		if got := states(m); got != "a=stopping" || m.Health() != nil {
+			t.Errorf("%s, %v", got, m.Health())
+		}
 		if got := m.Configure([]Destination{dest("a", "x")}); len(got.Added) != 1 {
 			t.Errorf("%+v", got)
 		}
@@ -355,6 +358,23 @@ func TestManagerTellsAgain(t *testing.T) {
 		expect(t, s, "begin", "reserve:a open:a reserve:b")
 		time.Sleep(tellEvery + time.Second)
 		expect(t, s, "an hour later", "again:a:7 again:b:7")
+	})
+}
+
+// One that cannot be opened for longer than the ledger keeps what it was told is told of
+// again all the same, or its first deliveries would be those of a stranger.
+func TestManagerTellsAgainOfWhatFails(t *testing.T) {
+	managing(t, func(t *testing.T, m *Manager, s *stage) {
+		s.set(errors.New("no such file"))
+		m.Pause(nil)
+		m.Configure([]Destination{dest("a")})
+		expect(t, s, "fails", "reserve:a")
+		time.Sleep(2*tellEvery + time.Minute)
+		expect(t, s, "two hours later", "again:a:7 again:a:7")
+		m.Configure(nil)
+		expect(t, s, "let go", "gone:a")
+		time.Sleep(2 * tellEvery)
+		expect(t, s, "gone for good", "")
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"os/user"
 	"slices"
@@ -28,8 +29,8 @@ const stopped = "stopped"
 type destinationStatus struct {
 	Name string `json:"name"`
 	Type string `json:"type,omitempty"`
-	// State is running, starting, paused, failing or stopped. Of several processes the
-	// worst counts. Stopped: no process has it, and it is not paused.
+	// State is running, starting, paused, failing, stopping or stopped. Of several
+	// processes the worst counts. Stopped: no process has it, and it is not paused.
 	State string `json:"state"`
 	// Configured in a process that runs, or in the file given with --config.
 	Configured bool `json:"configured"`
@@ -128,7 +129,8 @@ func askProcesses(ctx context.Context, bus *topology.Bus, of func(name string) *
 		}
 		for _, d := range a.Destinations {
 			s := of(d.Destination)
-			s.Type, s.Configured, s.Processes[a.Process] = d.Type, true, d
+			s.Type, s.Processes[a.Process] = d.Type, d
+			s.Configured = s.Configured || d.State != deliver.Stopping
 		}
 	}
 	return nil
@@ -136,7 +138,7 @@ func askProcesses(ctx context.Context, bus *topology.Bus, of func(name string) *
 
 // The worst counts of the states and breakers in several processes.
 var (
-	worseState   = map[string]int{deliver.Paused: 1, deliver.Running: 2, deliver.Starting: 3, deliver.Failing: 4}
+	worseState   = map[string]int{deliver.Paused: 1, deliver.Stopping: 2, deliver.Running: 3, deliver.Starting: 4, deliver.Failing: 5}
 	worseBreaker = map[string]int{"closed": 1, "open": 2, "stopped": 3}
 )
 
@@ -155,7 +157,7 @@ func (s *destinationStatus) judge(pulled bool) {
 		}
 	}
 	switch {
-	case s.Control != nil && s.Control.Paused && s.State != deliver.Running && s.State != deliver.Failing:
+	case s.Control != nil && s.Control.Paused && (s.State == stopped || s.State == deliver.Starting):
 		s.State = deliver.Paused
 	case len(s.Processes) == 0 && pulled:
 		s.State = deliver.Running // by one that does not answer
@@ -194,7 +196,8 @@ or the bus knows: its state, what waits for it in the event log, and what it has
 confirmed and refused as far as the ledger goes back.
 
 States: running; starting; paused by an operator; failing, when it cannot be opened
-or takes nothing; stopped, when no process has it. The event log is kept for all but
+or takes nothing; stopping, when it was taken out of the configuration and finishes
+what is in hand; stopped, when no process has it. The event log is kept for all but
 those of which LAG is "-".`,
 		Example: "  penstock destinations status --store penstock-data\n  penstock destinations status siem --nats nats://nats:4222 --json",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -236,7 +239,7 @@ func printStatus(w io.Writer, list []*destinationStatus) error {
 	for _, s := range list {
 		lag, age := "-", "-"
 		if s.First > 0 {
-			lag = fmt.Sprintf("%d frames", s.LagFrames)
+			lag = plural(int(min(s.LagFrames, math.MaxInt)), "frame", "frames")
 		}
 		if s.OldestUnconfirmed != nil {
 			age = time.Duration(s.LagSeconds * float64(time.Second)).Round(time.Second).String()
@@ -423,6 +426,9 @@ func removeDestination(cmd *cobra.Command, bus *topology.Bus, file File, name st
 		return err
 	}
 	switch {
+	case s.State == deliver.Stopping:
+		return fmt.Errorf("destination %s still finishes what is in hand in %s: try again in a moment",
+			name, listed(slices.Sorted(maps.Keys(s.Processes))))
 	case len(s.Processes) > 0:
 		return fmt.Errorf("destination %s is still configured in %s (%s): take it out of the configuration and send SIGHUP, or restart, then remove it",
 			name, plural(len(s.Processes), "process that runs", "processes that run"), listed(slices.Sorted(maps.Keys(s.Processes))))
@@ -433,7 +439,7 @@ func removeDestination(cmd *cobra.Command, bus *topology.Bus, file File, name st
 	}
 	what := "nothing waits for it"
 	if s.LagFrames > 0 {
-		what = plural(int(min(s.LagFrames, 1<<53)), "frame", "frames") + " of the event log"
+		what = plural(int(min(s.LagFrames, math.MaxInt)), "frame", "frames") + " of the event log"
 		if s.OldestUnconfirmed != nil {
 			what += ", the oldest of " + s.OldestUnconfirmed.Format(time.DateTime) + " UTC,"
 		}

@@ -35,6 +35,8 @@ func TestStatusOfSeveralProcesses(t *testing.T) {
 		{"denied", []deliver.State{{State: deliver.Running, Breaker: "open"}, {State: deliver.Running, Breaker: "stopped"}}, nil, true, "failing", "stopped", ""},
 		{"one still finishes", []deliver.State{paused, running}, on, true, "running", "closed", "paused by"},
 		{"all follow", []deliver.State{paused, paused}, on, false, "paused", "", "paused by"},
+		{"one is let go", []deliver.State{{State: deliver.Stopping, Breaker: "closed"}}, nil, true, "stopping", "closed", ""},
+		{"one is let go while it is to pause", []deliver.State{{State: deliver.Stopping, Breaker: "closed"}, paused}, on, true, "stopping", "closed", "paused by"},
 		{"begins", []deliver.State{{State: deliver.Starting}}, nil, false, "starting", "", ""},
 		{"begins, paused", []deliver.State{{State: deliver.Starting}}, on, false, "paused", "", "paused by"},
 	} {
