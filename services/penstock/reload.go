@@ -43,6 +43,8 @@ type reloading struct {
 	load func() (File, error)
 	// watch is the file whose changes are looked for, "" for none.
 	watch string
+	// read is how that was when the stages that run were configured by it.
+	read fileChange
 
 	signals chan os.Signal
 }
@@ -59,7 +61,7 @@ func (r *reloading) stop() { signal.Stop(r.signals) }
 // run reads the configuration again whenever it is asked to, until ctx ends.
 func (r *reloading) run(ctx context.Context, p *pipeline, asked <-chan os.Signal) {
 	var look <-chan time.Time
-	seen := lastChange(r.watch)
+	file := watched{read: r.read}
 	if r.watch != "" {
 		tick := time.NewTicker(watchEvery)
 		defer tick.Stop()
@@ -71,13 +73,27 @@ func (r *reloading) run(ctx context.Context, p *pipeline, asked <-chan os.Signal
 			return
 		case <-asked:
 		case <-look:
-			if lastChange(r.watch) == seen {
+			if !file.look(lastChange(r.watch)) {
 				continue
 			}
 		}
-		seen = lastChange(r.watch)
+		file = watched{read: lastChange(r.watch)}
 		p.reload(r.load)
 	}
+}
+
+// watched is a file that is looked at now and then.
+type watched struct {
+	// read is how it was when it was last read, seen how it is otherwise since.
+	read, seen fileChange
+}
+
+// look says whether the file is to be read again: it has changed, and stayed so for two
+// looks. One that is being written may be a configuration by itself, without its end.
+func (w *watched) look(now fileChange) bool {
+	again := now != w.read && now == w.seen && now != fileChange{}
+	w.seen = now
+	return again
 }
 
 // fileChange tells two states of a file apart. A link is followed, as of a ConfigMap.
@@ -89,7 +105,7 @@ type fileChange struct {
 func lastChange(path string) fileChange {
 	info, err := os.Stat(path)
 	if err != nil {
-		return fileChange{} // it is being replaced
+		return fileChange{} // it is being replaced, and not read before it is there
 	}
 	return fileChange{info.ModTime(), info.Size()}
 }
@@ -103,8 +119,6 @@ func (p *pipeline) reload(load func() (File, error)) {
 		rules, err = route.New(route.Config{Rules: next.Routes}, route.Deps{Log: p.stageLog(string(topology.Route))})
 	}
 	if err != nil {
-		configReloads.WithLabelValues("bad").Inc()
-		configGood.Set(0)
 		var all *config.Error
 		problems := []string{err.Error()}
 		if errors.As(err, &all) {
@@ -114,10 +128,10 @@ func (p *pipeline) reload(load func() (File, error)) {
 			}
 		}
 		p.log.Error("configuration has mistakes; all goes on as it was", "problems", problems)
+		configReloads.WithLabelValues("bad").Inc()
+		configGood.Set(0)
 		return
 	}
-	configReloads.WithLabelValues("ok").Inc()
-	configGood.Set(1)
 	done := []any{}
 	if rules != nil && !reflect.DeepEqual(p.file.Routes, next.Routes) {
 		p.route.Store(rules)
@@ -145,9 +159,10 @@ func (p *pipeline) reload(load func() (File, error)) {
 			"destination", name, "let_go", "penstock destinations remove "+name)
 	}
 	restart := p.needRestart(next)
-	configRestart.Set(0)
+	configRestart.Set(float64(min(1, len(restart))))
+	configReloads.WithLabelValues("ok").Inc()
+	configGood.Set(1)
 	if len(restart) > 0 {
-		configRestart.Set(1)
 		p.log.Warn("configuration has changes that only a restart takes over", "sections", listed(restart))
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -97,6 +98,54 @@ func TestSectionsThatNeedARestart(t *testing.T) {
 			t.Errorf("%v: %v need a restart, want %v", tt.stages, got, tt.want)
 		}
 	}
+}
+
+// A file that is being written is left alone until it stays as it is, and so is one that
+// is not there.
+func TestWatchedWaitsForTheEnd(t *testing.T) {
+	at := time.Date(2026, 5, 1, 10, 0, 0, 0, time.UTC)
+	old, half, whole, none := fileChange{at, 100}, fileChange{at.Add(time.Second), 50}, fileChange{at.Add(time.Second), 120}, fileChange{}
+	w := watched{read: old}
+	for i, look := range []struct {
+		now  fileChange
+		want bool
+	}{{old, false}, {half, false}, {whole, false}, {none, false}, {none, false}, {half, false}, {old, false}, {old, false}, {whole, false}, {whole, true}} {
+		if got := w.look(look.now); got != look.want {
+			t.Errorf("look %d: %v, want %v", i, got, look.want)
+		}
+	}
+}
+
+// What changed between the reading of the file at the start and the first look is seen.
+func TestWatchBeginsWithWhatWasRead(t *testing.T) {
+	defer func(every time.Duration) { watchEvery = every }(watchEvery)
+	watchEvery = time.Millisecond
+	path := filepath.Join(t.TempDir(), "penstock.yaml")
+	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := lastChange(path)
+	if err := os.WriteFile(path, []byte("ab"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loaded := make(chan struct{})
+	r := reloading{watch: path, read: before, load: func() (File, error) {
+		loaded <- struct{}{}
+		return defaults(), nil
+	}}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.run(ctx, newPipeline(defaults(), topology.Stages, slog.New(slog.DiscardHandler)), nil)
+	}()
+	select {
+	case <-loaded:
+	case <-time.After(10 * time.Second):
+		t.Error("the change was not seen")
+	}
+	cancel()
+	<-ended
 }
 
 // A file that is written again is seen, and one that is missing for a moment is no

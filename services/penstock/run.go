@@ -56,6 +56,7 @@ log. A file with a mistake changes nothing.`,
   penstock run --config penstock.yaml --stage parse --nats nats://nats:4222
   kill -HUP "$(pidof penstock)"`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			read := lastChange(path)
 			file, err := load()
 			if err != nil {
 				return err
@@ -75,7 +76,7 @@ log. A file with a mistake changes nothing.`,
 			}
 			again := reloading{load: load}
 			if watch {
-				again.watch = path
+				again.watch, again.read = path, read
 			}
 			return runFile(cmd.Context(), file, stages, again)
 		},
