@@ -247,9 +247,7 @@ func TestReloadAddsAndRemoves(t *testing.T) {
 		return metric(t, health, "penstock_config_last_reload_successful") == "0"
 	})
 	for _, want := range []string{"destinations[0].start: ", "destinations[0].no_such_key: ", path + ":17:", path + ":18:"} {
-		if !strings.Contains(p.Log(), want) {
-			t.Errorf("the log does not say %q", want)
-		}
+		harness.Await(t, 10*time.Second, fmt.Sprintf("the log says %q", want), func() bool { return strings.Contains(p.Log(), want) })
 	}
 	if s := status(t, url, "web"); s.State != "running" || s.LagFrames != 0 {
 		t.Errorf("a file with a mistake changed something: %+v", s)

@@ -110,6 +110,7 @@ func startSix(t *testing.T, w *harness.World) string {
 // covers: DEV-114, DEV-138
 func TestRestartGoesOn(t *testing.T) {
 	w := harness.NewWorld(t, nil)
+	w.Bus = "  ack_wait: 3s\n" // what was given back when the server stopped comes again soon
 	set := trail(2, 10, 1000)
 	first := w.RunAll()
 	ids := put(t, w, set)

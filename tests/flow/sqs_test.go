@@ -134,6 +134,7 @@ func TestEventsInMessages(t *testing.T) {
 // covers: F-0, F-5
 func TestKilledBetweenStoreAndDelete(t *testing.T) {
 	w := voiceWorld(t)
+	w.Bus = "  ack_wait: 3s\n" // what a dead process had in hand comes back soon
 	var refuse atomic.Bool
 	refuse.Store(true)
 	w.Cloud.SetFault(func(op, _, _ string) cloud.Fault {
