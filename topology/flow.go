@@ -120,7 +120,7 @@ const deliverPrefix = "deliver-"
 // DeliverConsumer is the reader of a destination. types are event types with
 // NATS wildcards; none means all.
 func DeliverConsumer(destination string, types []string, start Start) Consumer {
-	c := Consumer{Stage: Deliver, Stream: Events, Durable: deliverPrefix + token(destination), Start: start, Window: 16, WindowBytes: 16 << 20}
+	c := Consumer{Stage: Deliver, Stream: Events, Durable: deliverPrefix + token(destination), Start: start, Window: 16, WindowBytes: 2 << 20}
 	c.Filters = distinct(EventSubjects(types)) // the server takes none that another covers
 	return c
 }

@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"math/bits"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -21,7 +22,7 @@ var tracer = otel.Tracer("github.com/penstock/penstock/services/deliver")
 // batch is open; it is sent when it is full, old, or when nothing can be added.
 // A batch keeps its place among Concurrency ones until each of its events is
 // settled, retries included; so all is bounded: batches by Concurrency + 1, their
-// bytes by MaxInHand plus one event. Those that a sink has taken over are bounded by
+// bytes by mostInHand plus one event. Those that a sink has taken over are bounded by
 // the frames in hand, and have no bytes here.
 type batcher struct {
 	senders sync.WaitGroup
@@ -134,7 +135,7 @@ func (b *batch) orphaned() bool {
 // d.mu released. Called with d.mu and the turn.
 func (d *Deliver) put(ctx context.Context, f *frame, index int, e *sinks.Event) error {
 	for {
-		fits := d.inHand == 0 || d.inHand+int64(len(e.Doc)) <= int64(d.cfg.MaxInHand)
+		fits := d.inHand == 0 || d.inHand+int64(len(e.Doc)) <= d.mostInHand()
 		if fits && !d.due && d.append(ctx, f, index, e) {
 			return nil
 		}
@@ -154,6 +155,20 @@ func (d *Deliver) put(ctx context.Context, f *frame, index int, e *sinks.Event) 
 			return errDrained.New(context.Cause(ctx), "wait for room at destination %s", d.cfg.Name)
 		}
 	}
+}
+
+const (
+	// mostOfOne is what a destination may have in hand when nothing is said about it,
+	// mostOfAll what all such destinations of a process have together. Unit: bytes.
+	mostOfOne = 8 << 20
+	mostOfAll = 32 << 20
+)
+
+func (d *Deliver) mostInHand() int64 {
+	if d.cfg.MaxInHand > 0 {
+		return int64(d.cfg.MaxInHand)
+	}
+	return min(mostOfOne, mostOfAll/int64(max(1, Count())))
 }
 
 // stops reports whether Drain was called.
@@ -197,6 +212,51 @@ func (d *Deliver) mostBytes() int64 {
 	return d.most
 }
 
+// spare holds the bytes of batches between uses, for all destinations whose batches
+// are of one order of magnitude. A sync.Pool would give them away at each run of the
+// garbage collector, which come often where memory is short.
+var spare struct {
+	sync.Mutex
+	free  [64][][]byte
+	bytes int
+}
+
+// mostSpare bounds what is spare, in bytes.
+const mostSpare = 8 << 20
+
+func (d *Deliver) class() int { return bits.Len64(uint64(d.limits.Bytes)) }
+
+func (d *Deliver) takeBuffer() []byte {
+	spare.Lock()
+	defer spare.Unlock()
+	free := &spare.free[d.class()]
+	n := len(*free)
+	if n == 0 {
+		return nil
+	}
+	b := (*free)[n-1]
+	(*free)[n-1] = nil
+	*free = (*free)[:n-1]
+	spare.bytes -= cap(b)
+	return b
+}
+
+// giveBuffer takes back the bytes of a batch, unless an event larger than a batch has
+// swollen them.
+func (d *Deliver) giveBuffer(b []byte) {
+	if cap(b) == 0 || int64(cap(b)) > 2*int64(d.limits.Bytes) {
+		return
+	}
+	spare.Lock()
+	defer spare.Unlock()
+	if spare.bytes+cap(b) > mostSpare {
+		return
+	}
+	spare.bytes += cap(b)
+	free := &spare.free[d.class()]
+	*free = append(*free, b[:0])
+}
+
 // begin opens a batch. It lives in the trace of the first frame, but not with
 // its cancellation: other frames share it.
 func (d *Deliver) begin(ctx context.Context) {
@@ -204,6 +264,7 @@ func (d *Deliver) begin(ctx context.Context) {
 	if n := len(d.free); n > 0 {
 		b, d.free = d.free[n-1], d.free[:n-1]
 	}
+	b.data = d.takeBuffer()
 	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	d.open = b
 	if d.limits.Age > 0 {
@@ -294,11 +355,9 @@ func (d *Deliver) send(b *batch) {
 		d.held--
 	}
 	d.inHand -= b.bytes
-	if int64(cap(b.data)) > 2*int64(d.limits.Bytes) {
-		b.data = nil // an event larger than a batch has swollen it
-	}
+	d.giveBuffer(b.data)
 	clear(b.refs)
-	b.data, b.items, b.refs, b.bytes, b.held = b.data[:0], b.items[:0], b.refs[:0], 0, false
+	b.data, b.items, b.refs, b.bytes, b.held = nil, b.items[:0], b.refs[:0], 0, false
 	if len(d.free) <= d.cfg.Concurrency { // many may have been held
 		d.free = append(d.free, b)
 	}
@@ -388,6 +447,7 @@ func (d *Deliver) release(b *batch) {
 	b.held = true
 	d.held++
 	d.inHand -= b.bytes
+	d.giveBuffer(b.data)
 	b.bytes, b.data = 0, nil
 	if b.on && b.todo[0].probe {
 		d.breaker.probing = false // it may be held for long, and others are to try meanwhile

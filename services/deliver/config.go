@@ -34,7 +34,7 @@ type Destination struct {
 	Backoff Backoff `yaml:"backoff"`
 	// MaxBacklog says what becomes of events that a destination does not take for long.
 	MaxBacklog MaxBacklog `yaml:"max_backlog"`
-	// MaxInHand caps the encoded bytes that wait to be confirmed, in one process. Unit: bytes.
+	// MaxInHand caps the encoded bytes that wait to be confirmed, in one process; 0 is 8 MiB, and less where more than four destinations run in the process: such ones have 32 MiB together. Unit: bytes.
 	MaxInHand config.Bytes `yaml:"max_in_hand"`
 	// DrainTimeout is how long batches that are being sent may take to end when penstock stops. Unit: duration.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
@@ -93,7 +93,7 @@ func (d Destination) Start() topology.Start {
 func Defaults() Destination {
 	return Destination{
 		Begin: startOldest, Concurrency: 8, AdaptiveConcurrency: true, Backoff: Backoff{Initial: 500 * time.Millisecond, Max: time.Minute},
-		MaxBacklog: MaxBacklog{Policy: Hold}, MaxInHand: 16 * config.MiB, DrainTimeout: 10 * time.Second,
+		MaxBacklog: MaxBacklog{Policy: Hold}, DrainTimeout: 8 * time.Second,
 	}
 }
 
@@ -131,7 +131,7 @@ func (d Destination) Validate() error {
 	p.Need(d.MaxBacklog.Age >= 0, "max_backlog.age", "use 0s for never, or a duration, e.g. 48h")
 	p.Need(d.MaxBacklog.Policy == Hold || d.MaxBacklog.Policy == Skip, "max_backlog.policy", "use hold or skip")
 	p.Need(d.MaxBacklog.Policy != Skip || d.MaxBacklog.Age > 0, "max_backlog.age", "set the age from which on events are skipped, e.g. 48h")
-	p.Need(d.MaxInHand >= config.MiB, "max_in_hand", "use 1 MiB or more, e.g. 32 MiB")
+	p.Need(d.MaxInHand == 0 || d.MaxInHand >= config.MiB, "max_in_hand", "use 0 for a share of what all have, or 1 MiB or more, e.g. 8 MiB")
 	p.Need(d.DrainTimeout >= 0 && d.DrainTimeout <= 10*time.Minute, "drain_timeout", "use 0s to 10m, e.g. 10s")
 	return p.Err()
 }

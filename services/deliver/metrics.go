@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -53,8 +54,9 @@ var destinations = &gauges{all: map[*Deliver]struct{}{}}
 func init() { prometheus.MustRegister(destinations) }
 
 type gauges struct {
-	mu  sync.Mutex
-	all map[*Deliver]struct{}
+	mu    sync.Mutex
+	all   map[*Deliver]struct{}
+	count atomic.Int64 // of all
 }
 
 var (
@@ -70,16 +72,21 @@ var (
 		"0: all goes through. 1: the destination fails and one batch at a time is tried. 2: somebody has to change something.", []string{"destination"}, nil)
 )
 
+// Count is how many destinations run in this process.
+func Count() int { return int(destinations.count.Load()) }
+
 func (g *gauges) add(d *Deliver) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.all[d] = struct{}{}
+	g.count.Store(int64(len(g.all)))
 }
 
 func (g *gauges) remove(d *Deliver) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.all, d)
+	g.count.Store(int64(len(g.all)))
 }
 
 // Describe implements [prometheus.Collector].

@@ -95,7 +95,7 @@ func (p *pipeline) open(ctx context.Context, c deliver.Destination, bus *topolog
 	}
 	consumer := reader(c)
 	if patient, ok := sink.(sinks.Patient); ok {
-		consumer.Window = max(consumer.Window, patient.Frames())
+		consumer.Window, consumer.WindowBytes = max(consumer.Window, patient.Frames()), 16<<20
 	}
 	d, err := deliver.New(c, sink, deliver.Deps{Log: log, Window: consumer.Window, WindowBytes: consumer.WindowBytes})
 	if err != nil {

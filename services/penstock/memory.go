@@ -4,29 +4,40 @@ import (
 	"context"
 	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/penstock/penstock/services/dedupe"
+	"github.com/penstock/penstock/services/deliver"
+	"github.com/penstock/penstock/topology"
 )
 
 // Most of what penstock allocates are large buffers that live for a moment, and
 // the block caches of the NATS server inside it. The garbage collector would let
 // them pile up to twice of what is in use; a limit has it run in time, at little
-// cost, since large buffers hold no pointers. The ids of dedupe come on top: all of
-// them are in use.
-const memoryBase = 320 << 20
+// cost, since large buffers hold no pointers. The ids of dedupe and what waits for
+// destinations come on top: all of that is in use.
+const (
+	memoryBase        = 304 << 20
+	memoryDeliver     = 44 << 20 // instead, in a process with this stage alone
+	memoryDestination = 7 << 20
+)
 
-// limitMemory sets the limit and follows the ids, unless GOMEMLIMIT says what it
-// is to be.
-func limitMemory(ctx context.Context) error {
+// limitMemory sets the limit and follows the ids and the destinations, unless
+// GOMEMLIMIT says what it is to be.
+func (p *pipeline) limitMemory(ctx context.Context) error {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		<-ctx.Done()
 		return nil
 	}
+	base := int64(memoryBase)
+	if slices.Equal(p.stages, []topology.Stage{topology.Deliver}) {
+		base = memoryDeliver
+	}
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for last := int64(-1); ; {
-		if limit := memoryBase + dedupe.Held()*5/4; limit != last {
+		if limit := base + dedupe.Held()*5/4 + int64(deliver.Count())*memoryDestination; limit != last {
 			debug.SetMemoryLimit(limit)
 			last = limit
 		}

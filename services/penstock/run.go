@@ -197,7 +197,7 @@ func (p *pipeline) start(ctx context.Context) (err error) {
 		return err
 	}
 	var runs []func(context.Context) error
-	runs = append(runs, keeper.Keep, limitMemory)
+	runs = append(runs, keeper.Keep, p.limitMemory)
 	for _, s := range p.stages {
 		bus, err := p.connect(ctx, string(s))
 		if err != nil {
