@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,7 +34,7 @@ var (
 	errHTTPDenied = fault.Define("deliver.http_denied", fault.Stop,
 		"renew the token, password or client certificate of the destination, or its permissions at the far side")
 	errHTTPAddress = fault.Define("deliver.http_wrong_request", fault.Stop,
-		"correct url, method, content_type or gzip of the destination: the server refuses the kind of request, whatever is in it")
+		"correct url, method, headers, content_type or gzip of the destination: the server refuses the kind of request, whatever is in it")
 	errHTTPTooLarge = fault.Define("deliver.http_too_large", fault.Reject,
 		"raise the server's limit on bodies, or lower batch.bytes")
 	errHTTPRejected = fault.Define("deliver.http_rejected", fault.Reject,
@@ -176,8 +177,11 @@ func (c *httpClient) authorise(scheme, secret string) {
 	c.hide(secret)
 }
 
-// hide keeps words out of errors.
-func (c *httpClient) hide(words ...string) { c.secrets = append(c.secrets, words...) }
+// hide keeps words out of errors. The longest goes first, as it may begin with another.
+func (c *httpClient) hide(words ...string) {
+	c.secrets = append(c.secrets, words...)
+	slices.SortFunc(c.secrets, func(a, b string) int { return len(b) - len(a) })
+}
 
 // hideQuery keeps the values in the query of an address out of errors.
 func (c *httpClient) hideQuery(u *url.URL) {
@@ -310,10 +314,22 @@ func (c *httpClient) judge(r call, a answer) Result {
 		verdict, kind = Stop, errHTTPDenied
 	case code < 400, code == http.StatusNotFound, code == http.StatusMethodNotAllowed, code == http.StatusNotAcceptable,
 		code == http.StatusGone, code == http.StatusLengthRequired, code == http.StatusRequestURITooLong,
-		code == http.StatusUnsupportedMediaType, code == http.StatusMisdirectedRequest, code == http.StatusUpgradeRequired:
+		code == http.StatusUnsupportedMediaType, code == http.StatusMisdirectedRequest, code == http.StatusUpgradeRequired,
+		code == http.StatusRequestHeaderFieldsTooLarge, code == http.StatusBadRequest && r.url.Scheme == "http" && wantsTLS(a.body):
 		verdict, kind = Stop, errHTTPAddress
 	}
 	return c.because(r, a, verdict, kind)
+}
+
+// wantsTLS tells whether a server says that it was spoken to without TLS, in the words of
+// nginx, Go or Apache.
+func wantsTLS(body []byte) bool {
+	for _, said := range []string{"HTTP request was sent to HTTPS port", "HTTP request to an HTTPS server", "plain HTTP to an SSL-enabled server port"} {
+		if bytes.Contains(body, []byte(said)) {
+			return true
+		}
+	}
+	return false
 }
 
 // because makes the result for an answer that is judged.

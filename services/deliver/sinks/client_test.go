@@ -1,0 +1,55 @@
+package sinks
+
+import (
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/internal/config"
+)
+
+// An address with the wrong scheme is a mistake in the configuration, which takes no
+// event to quarantine.
+func TestHTTPToPortOfHTTPS(t *testing.T) {
+	f := httptest.NewUnstartedServer(http.NotFoundHandler())
+	f.Config.ErrorLog = log.New(io.Discard, "", 0)
+	f.StartTLS()
+	defer f.Close()
+	cfg := defaultHTTP()
+	cfg.URL = "http://" + f.Listener.Addr().String()
+	s, err := openHTTP(t.Context(), cfg, Deps{Destination: "hook"})
+	must(t, err)
+	defer s.Close() //nolint:errcheck // frees connections
+	if res := s.Deliver(t.Context(), batchOf(s, 0, plain(0, 3)...)); res.Verdict != Stop || fault.CodeOf(res.Err) != "deliver.http_wrong_request" {
+		t.Errorf("%v: %v", res.Verdict, res.Err)
+	}
+}
+
+// So is a header that is too long for the server.
+func TestHTTPHeaderTooLong(t *testing.T) {
+	f := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.WriteHeader(http.StatusRequestHeaderFieldsTooLarge)
+	}))
+	defer f.Close()
+	cfg := defaultHTTP()
+	cfg.URL = f.URL
+	s, err := openHTTP(t.Context(), cfg, Deps{Destination: "hook"})
+	must(t, err)
+	defer s.Close() //nolint:errcheck // frees connections
+	if res := s.Deliver(t.Context(), batchOf(s, 0, plain(0, 3)...)); res.Verdict != Stop {
+		t.Errorf("%v: %v", res.Verdict, res.Err)
+	}
+}
+
+// A secret that begins as another one does not show its end.
+func TestSecretsWithOneBeginning(t *testing.T) {
+	c, err := newHTTPClient("hook", HTTPClient{Headers: map[string]config.Secret{"X-A": config.NewSecret("s3cr3t")}}, HTTPAuth{BearerToken: config.NewSecret("s3cr3t-and-more")})
+	must(t, err)
+	if got := c.sanitise("no: s3cr3t-and-more, s3cr3t"); got != "no: [redacted], [redacted]" {
+		t.Errorf("got %q", got)
+	}
+}
