@@ -82,6 +82,20 @@ func (f *consumerFlags) choose(file File) (*sinks.WebhookPullConfig, error) {
 	return all[f.destination], nil
 }
 
+// known checks streams against the configuration, where there is one.
+func (f *consumerFlags) known(options *sinks.WebhookPullConfig, streams []string) error {
+	if options == nil {
+		return nil
+	}
+	all := options.StreamNames()
+	for _, s := range streams {
+		if !slices.Contains(all, s) {
+			return usageError{fmt.Errorf("destination %s has no stream %q; there are %s", f.destination, s, listed(all))}
+		}
+	}
+	return nil
+}
+
 func newConsumersAdd() *cobra.Command {
 	var flags consumerFlags
 	var streams []string
@@ -103,10 +117,8 @@ on where the old one was.`,
 				return err
 			}
 			defer bus.Close()
-			for _, s := range streams {
-				if options != nil && len(options.Streams) > 0 && options.Streams[s] == nil {
-					return usageError{fmt.Errorf("destination %s has no stream %q; there are %s", flags.destination, s, listed(slices.Sorted(maps.Keys(options.Streams))))}
-				}
+			if err := flags.known(options, streams); err != nil {
+				return err
 			}
 			key, err := consumers.Add(cmd.Context(), args[0], streams, until)
 			if fault.CodeOf(err) == "deliver.consumer_name" {
@@ -363,11 +375,14 @@ with 409.`,
 			if to == "" {
 				return usageError{errors.New("say where to with --to")}
 			}
-			bus, consumers, _, err := flags.open(cmd.Context())
+			bus, consumers, options, err := flags.open(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer bus.Close()
+			if err := flags.known(options, streams); err != nil {
+				return err
+			}
 			all, err := consumers.List(cmd.Context())
 			if err != nil {
 				return err

@@ -150,10 +150,20 @@ func TestConsumers(t *testing.T) {
 	key = strings.TrimSpace(run("add", "siem", "--config", path))
 	until(204, "")
 
+	// Without streams in the configuration there are those of Censornet.
+	plain := filepath.Join(dir, "plain.yaml")
+	if err := os.WriteFile(plain, fmt.Appendf(nil, strings.Replace(pullConfig, "    streams: {web: [web.>], all: [\">\"]}\n", "", 1), store, address), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run("add", "mailer", "--streams", "email", "--config", plain)
+
 	for _, tt := range []struct {
 		args string
 		code int
 	}{
+		{"add new --config " + plain + " --streams mail", exitUsage},
+		{"rewind siem --to now --stream wbe --config " + path, exitUsage},
+		{"rewind siem --to now --stream wbe --config " + plain, exitUsage},
 		{"add siem --config " + path, exitFailed},
 		{"add a.b --config " + path, exitUsage},
 		{"add new --config " + path + " --streams mail", exitUsage},

@@ -194,6 +194,16 @@ var censornetStreams = map[string][]string{
 	"mfa":   {"censornet.mfa", "censornet.mfa.>"},
 }
 
+func (c WebhookPullConfig) streams() map[string][]string {
+	if len(c.Streams) == 0 {
+		return censornetStreams
+	}
+	return c.Streams
+}
+
+// StreamNames are those of the streams that can be fetched, in order.
+func (c WebhookPullConfig) StreamNames() []string { return slices.Sorted(maps.Keys(c.streams())) }
+
 // Probe implements [probe.Prober]: whether the address can be opened and the
 // certificate be read.
 func (c WebhookPullConfig) Probe(ctx context.Context) []probe.Finding {
@@ -294,11 +304,7 @@ func newWebhookPull(cfg WebhookPullConfig, deps Deps, register Register) (*webho
 		stopping: make(chan struct{}),
 	}
 	s.stop = sync.OnceFunc(func() { close(s.stopping) })
-	streams := cfg.Streams
-	if len(streams) == 0 {
-		streams = censornetStreams
-	}
-	for name, types := range streams {
+	for name, types := range cfg.streams() {
 		events, err := deps.Events.Only(types)
 		if errors.Is(err, ErrNoTypes) && len(cfg.Streams) == 0 {
 			continue
@@ -437,7 +443,8 @@ func (s *webhookPull) lags(ctx context.Context, before map[[2]string]bool) map[[
 		}
 		frames, oldest, err := events.Behind(ctx, at.position.Acked)
 		if err != nil {
-			return before // what is not known stays as it was
+			maps.Copy(now, before) // what is not known stays as it was
+			return now
 		}
 		age := 0.0
 		if frames > 0 {

@@ -45,6 +45,8 @@ type memoryLog struct {
 	// slow, when set, is called before each event that is read.
 	slow  func(ctx context.Context)
 	reads int
+	// behind counts the questions how far somebody is; that of number lost fails.
+	behind, lost int
 	// unsure tells that a read that is ended does not know how far it is.
 	unsure bool
 }
@@ -157,6 +159,9 @@ func (v memoryView) Wait(ctx context.Context, from Place) error {
 func (v memoryView) Behind(_ context.Context, from Place) (uint64, time.Time, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.behind++; v.behind == v.lost {
+		return 0, time.Time{}, errPullLog.New(nil, "answer")
+	}
 	return uint64(len(v.frames)) + 1 - from.Sequence, time.Now().Add(-time.Minute), nil
 }
 
@@ -1066,6 +1071,15 @@ func TestPullLag(t *testing.T) {
 	})
 	if age := gaugeOf(t, pullOldest.WithLabelValues("pull", "web", "lagging")); age < 59 || age > 120 {
 		t.Errorf("age %v", age)
+	}
+	// What was seen before the bus failed is not forgotten, so that it can go.
+	p.want("/v1/streams/all?limit=1", 200, 0)
+	eventually(t, "both positions are known", func() bool { return len(p.sink.book.standing()) == 2 })
+	p.log.mu.Lock()
+	p.log.behind, p.log.lost = 0, 2
+	p.log.mu.Unlock()
+	if shown = p.sink.lags(t.Context(), nil); len(shown) != 1 {
+		t.Errorf("shown %v", shown)
 	}
 	must(t, p.sink.consumers.Revoke(t.Context(), "lagging"))
 	eventually(t, "it is gone", func() bool { shown = p.sink.lags(t.Context(), shown); return len(shown) == 0 })
