@@ -99,7 +99,11 @@ func (s *devoSink) Limits() Limits { return s.cfg.Batch }
 func (s *devoSink) Append(dst []byte, e *Event) []byte {
 	dst = appendStamp(append(dst, s.priority...), e.Time)
 	dst = s.host.append(append(dst, ' '), e)
-	dst = s.resolver(e.Source).AppendTag(append(dst, ' '), tag.Event{Table: e.Type, Account: e.Account, Region: e.Region})
+	t := tag.Event{Table: e.Type, Account: e.Account, Region: e.Region}
+	if e.Format == "ocsf" { // a route has written the document anew
+		t.Version = e.Format
+	}
+	dst = s.resolver(e.Source).AppendTag(append(dst, ' '), t)
 	return s.cfg.Format.appendLine(append(dst, ": "...), e)
 }
 

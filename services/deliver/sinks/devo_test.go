@@ -111,6 +111,25 @@ func TestDevoWithoutTags(t *testing.T) {
 	}
 }
 
+// What a route has written as OCSF has another version of the format in its tag.
+// covers: F-22
+func TestDevoOCSF(t *testing.T) {
+	cfg := defaultDevo()
+	cfg.Address, cfg.Relay, cfg.Transport = "127.0.0.1:1", true, DevoTransport(OverTCP)
+	s, err := openDevo(t.Context(), cfg, Deps{Tags: func(source string) *tag.Resolver {
+		return tag.NewResolver(tag.Config{Tag: "my.{event_type}.{format_version}"}, source)
+	}})
+	must(t, err)
+	defer s.Close()
+	for format, want := range map[string]string{"ocsf": " my.iam.ocsf: {}\n", "cloudtrail": " my.iam.1: {}\n", "": " my.iam.1: {}\n"} {
+		e := event(1, `{}`)
+		e.Type, e.Format = "my.iam", format
+		if got := string(s.Append(nil, e)); !strings.HasSuffix(got, want) {
+			t.Errorf("format %q: got %q, want %q behind the host", format, got, want)
+		}
+	}
+}
+
 // Each batch is one gzip member; what is sent again is, too.
 // covers: DEV-141, F-22
 func TestDevoGzip(t *testing.T) {
