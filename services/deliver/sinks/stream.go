@@ -6,8 +6,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,17 +51,18 @@ var (
 		Name: "penstock_deliver_stream_unsent_events", Help: "Confirmed events of connections that broke, which wait to be sent again.",
 	}, []string{"destination"})
 	streamAbandoned = promauto.NewCounterVec(prometheus.CounterOpts{
-		Name: "penstock_deliver_stream_abandoned_events_total", Help: "Confirmed events that penstock could not send again before it stopped; they may or may not have arrived.",
+		Name: "penstock_deliver_stream_abandoned_events_total", Help: "Confirmed events that penstock could not send again before it stopped, or for lack of room; they may or may not have arrived.",
 	}, []string{"destination"})
 )
 
-// Unconfirmed bounds what is kept of each connection to be sent again when it breaks.
+// Unconfirmed bounds what a destination keeps, in one process, to be sent again when a
+// connection breaks.
 type Unconfirmed struct {
-	// Events of each connection. 0 keeps none. Unit: events.
+	// Events of all connections together. 0 keeps none. Unit: events.
 	Events int `yaml:"events"`
-	// Bytes of each connection, before compression. 0 keeps none. Unit: bytes.
+	// Bytes of all connections together, before compression. 0 keeps none. Unit: bytes.
 	Bytes config.Bytes `yaml:"bytes"`
-	// Hold is how long an event is kept. Unit: duration; 0 keeps none.
+	// Hold is how long an event is kept, counted while the connection that it went over is whole; the time on several adds up. Unit: duration; 0 keeps none.
 	Hold time.Duration `yaml:"hold"`
 }
 
@@ -77,7 +80,7 @@ func (u Unconfirmed) Validate() error {
 type StreamConfig struct {
 	// MaxMessage is the largest message that is sent; a larger one goes to quarantine. Unit: bytes.
 	MaxMessage config.Bytes `yaml:"max_message"`
-	// Timeout bounds opening a connection, each write, and the wait until the far side's system has acknowledged it. Unit: duration.
+	// Timeout bounds opening a connection, each write, and how long the far side's system may acknowledge nothing more of it. Unit: duration.
 	Timeout time.Duration `yaml:"timeout"`
 	// Unconfirmed is kept to be sent again.
 	Unconfirmed Unconfirmed `yaml:"unconfirmed"`
@@ -119,7 +122,8 @@ const (
 	settling = 250 * time.Millisecond
 	// farewell is how long closing waits for the far side to have read all.
 	farewell = 5 * time.Second
-	// mostResendWait is the longest pause between attempts to send again.
+	// mostResendWait is the longest pause before events are sent again. After twice as
+	// long without, there is none.
 	mostResendWait = 30 * time.Second
 	// mostPoll is the longest pause between questions for acknowledgement.
 	mostPoll = 5 * time.Millisecond
@@ -132,7 +136,9 @@ const (
 // connection is whole at that moment. Then they are in that system's memory, which the
 // receiver may not have read yet. So the last of what was confirmed is kept, within
 // the bounds of [Unconfirmed], and sent again when the connection ends in any way that
-// penstock did not ask for; nobody has to deliver anything for that.
+// penstock did not ask for; nobody has to deliver anything for that. What was sent again
+// has left of its time what it has not spent on whole connections: a far side that ends
+// idle connections does not get the same for ever.
 // Lost is what both the far side, and penstock before it has sent it again, take down
 // with them, and what is older than the bounds.
 //
@@ -142,8 +148,8 @@ const (
 //
 // Repeated: a batch whose connection broke is repeated as a whole, with what was kept.
 //
-// Memory: Unconfirmed.Bytes for each connection, of which there are as many as batches
-// were ever sent at once, and one more.
+// Memory: Unconfirmed.Bytes for all connections, and as much again while what was lost
+// with one is on its way and others confirm more.
 type stream struct {
 	name, address string
 	tls           *tls.Config // nil without TLS
@@ -163,8 +169,14 @@ type stream struct {
 	mu        sync.Mutex
 	idle      []*streamConn // the last is used next
 	all       map[*streamConn]struct{}
+	tail      []chunk // of whole connections, in the order in which it went out
+	held      amount  // of tail
+	expiry    *time.Timer
 	lost      []chunk // of connections that broke, oldest first
+	owed      amount  // of lost, and of what senders have taken of it
 	resending bool
+	resent    time.Time     // when that was tried last
+	pause     time.Duration // before the next attempt
 	closed    bool
 }
 
@@ -172,7 +184,20 @@ type stream struct {
 type chunk struct {
 	data   []byte
 	events int
-	at     time.Time
+	on     *streamConn   // that it went over
+	since  time.Time     // when
+	lived  time.Duration // on whole connections before
+}
+
+// amount of what is kept.
+type amount struct{ bytes, events int }
+
+func (a *amount) add(x chunk)  { a.bytes, a.events = a.bytes+len(x.data), a.events+x.events }
+func (a *amount) take(x chunk) { a.bytes, a.events = a.bytes-len(x.data), a.events-x.events }
+
+// fits tells whether there is room for x in what is kept.
+func (u Unconfirmed) fits(a amount, x chunk) bool {
+	return a.bytes+len(x.data) <= int(u.Bytes) && a.events+x.events <= u.Events
 }
 
 // newStream opens nothing. Errors: deliver.tls_setup.
@@ -212,10 +237,6 @@ type streamConn struct {
 	// Guarded by stream.mu.
 	err     error
 	leaving bool // our side is being closed
-	tail    []chunk
-	bytes   int // in tail
-	events  int
-	expiry  *time.Timer
 }
 
 // deliver writes the events of b but for those in refused, which are by rising index.
@@ -312,7 +333,7 @@ func (s *stream) send(ctx context.Context, data []byte, own chunk) error {
 		return err
 	}
 	lost := s.takeLost()
-	written, err := s.write(ctx, c, lost, data)
+	whole, err := s.write(ctx, c, lost, data)
 	if err == nil {
 		err = s.acknowledged(ctx, c)
 	}
@@ -323,7 +344,7 @@ func (s *stream) send(ctx context.Context, data []byte, own chunk) error {
 		return nil
 	}
 	s.giveBack(lost)
-	if written && ctx.Err() != nil && s.putBack(c) {
+	if whole && ctx.Err() != nil && s.putBack(c) {
 		return err // not the connection's fault
 	}
 	if !errors.Is(err, errStreamSlow) && ctx.Err() == nil {
@@ -459,8 +480,9 @@ func (s *stream) ending(c *streamConn, err error) error {
 	return err
 }
 
-// write writes all that was lost, then data. Written tells whether all went out.
-func (s *stream) write(ctx context.Context, c *streamConn, lost []chunk, data []byte) (written bool, err error) {
+// write writes all that was lost, then data. Whole tells whether what went out ends
+// where an event ends, so that more may follow.
+func (s *stream) write(ctx context.Context, c *streamConn, lost []chunk, data []byte) (whole bool, err error) {
 	expired := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = c.SetWriteDeadline(time.Unix(1, 0))
@@ -471,6 +493,7 @@ func (s *stream) write(ctx context.Context, c *streamConn, lost []chunk, data []
 			<-expired // it must not hit the next write
 		}
 	}()
+	whole = true
 	one := func(data []byte) error {
 		if err := c.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
 			return err
@@ -483,7 +506,9 @@ func (s *stream) write(ctx context.Context, c *streamConn, lost []chunk, data []
 			defer s.zippers.Put(z)
 			data = z.zip(data)
 		}
+		whole = false
 		_, err := c.Write(data)
+		whole = err == nil
 		var slow net.Error
 		if errors.As(err, &slow) && slow.Timeout() && ctx.Err() == nil {
 			return errStreamSlow.New(nil, "write to destination %s at %s within %v", s.name, s.address, s.timeout)
@@ -492,20 +517,20 @@ func (s *stream) write(ctx context.Context, c *streamConn, lost []chunk, data []
 	}
 	for _, x := range lost {
 		if err := one(x.data); err != nil {
-			return false, err
+			return whole, err
 		}
 	}
 	if len(data) > 0 {
-		if err := one(data); err != nil {
-			return false, err
-		}
+		err = one(data)
 	}
-	return true, nil
+	return whole, err
 }
 
-// acknowledged waits until the far side's kernel has all that was written.
+// acknowledged waits until the far side's kernel has all that was written. A slow one
+// may take its time: with what was lost there may be much more than a batch.
 func (s *stream) acknowledged(ctx context.Context, c *streamConn) error {
-	end := time.Now().Add(s.timeout)
+	var end time.Time
+	least := math.MaxInt
 	pause := 50 * time.Microsecond
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -519,6 +544,8 @@ func (s *stream) acknowledged(ctx context.Context, c *streamConn) error {
 			return io.EOF
 		case n == 0:
 			return nil
+		case n < least:
+			least, end = n, time.Now().Add(s.timeout)
 		case time.Now().After(end):
 			return errStreamSlow.New(nil, "have %d bytes acknowledged by destination %s at %s within %v", n, s.name, s.address, s.timeout)
 		}
@@ -544,64 +571,82 @@ func (s *stream) confirm(c *streamConn, lost []chunk, own chunk) error {
 	}
 	now := time.Now()
 	for _, x := range lost {
-		x.at = now
-		s.retain(c, x)
+		s.owed.take(x)
+		s.room(x)
+		s.retain(c, now, x)
 		streamResent.WithLabelValues(s.name).Add(float64(x.events))
 	}
 	if own.events > 0 {
-		spare := s.expire(c, now.Add(-s.keep.Hold), len(own.data), own.events)
-		s.retain(c, chunk{data: append(spare, own.data...), events: own.events, at: now})
+		own.data = append(s.room(own), own.data...)
+		s.retain(c, now, own)
 	}
+	s.count()
 	s.idle = append(s.idle, c)
 	return nil
 }
 
-// retain adds to what is kept of a connection.
-func (s *stream) retain(c *streamConn, x chunk) {
-	s.expire(c, time.Time{}, len(x.data), x.events)
-	c.tail = append(c.tail, x)
-	c.bytes += len(x.data)
-	c.events += x.events
-	if c.expiry == nil {
-		c.expiry = time.AfterFunc(s.keep.Hold, func() { s.forget(c) })
-	}
+// retain adds to what is kept, for which there must be room. Called with mu.
+func (s *stream) retain(c *streamConn, now time.Time, x chunk) {
+	x.on, x.since = c, now
+	s.tail = append(s.tail, x)
+	s.held.add(x)
+	s.arm()
 }
 
-// expire drops what is older, and the oldest until there is room for more. It returns
-// a buffer to use again.
-func (s *stream) expire(c *streamConn, before time.Time, bytes, events int) (spare []byte) {
-	n := 0
-	for ; n < len(c.tail); n++ {
-		x := c.tail[n]
-		if !x.at.Before(before) && c.bytes+bytes <= int(s.keep.Bytes) && c.events+events <= s.keep.Events {
-			break
-		}
-		c.bytes -= len(x.data)
-		c.events -= x.events
-		spare = x.data[:0]
+// room drops the oldest until x fits, and returns a buffer to use again. Called with mu.
+func (s *stream) room(x chunk) (spare []byte) {
+	for len(s.tail) > 0 && !s.keep.fits(s.held, x) {
+		oldest := s.tail[0]
+		s.tail[0] = chunk{}
+		s.tail = s.tail[1:]
+		s.held.take(oldest)
+		spare = oldest.data[:0]
 	}
-	if cap(spare) > 2*bytes {
-		spare = nil // else little would be kept in much memory
-	}
-	if n > 0 {
-		left := copy(c.tail, c.tail[n:])
-		clear(c.tail[left:])
-		c.tail = c.tail[:left]
+	if cap(spare) > 2*len(x.data) {
+		return nil // else little would be kept in much memory
 	}
 	return spare
 }
 
-// forget frees what is kept of an idle connection when its time is over.
-func (s *stream) forget(c *streamConn) {
+// arm sees to it that what is kept is forgotten in time, or an eighth of it later.
+// Called with mu.
+func (s *stream) arm() {
+	if s.expiry == nil && len(s.tail) > 0 && !s.closed {
+		s.expiry = time.AfterFunc(max(s.keep.Hold/8, time.Millisecond), s.forget)
+	}
+}
+
+// forget frees what has been kept for long enough.
+func (s *stream) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	s.expire(c, now.Add(-s.keep.Hold), 0, 0)
-	if c.err == nil && len(c.tail) > 0 {
-		c.expiry.Reset(c.tail[0].at.Add(s.keep.Hold).Sub(now) + time.Millisecond)
-		return
-	}
-	c.expiry = nil
+	s.tail = slices.DeleteFunc(s.tail, func(x chunk) bool {
+		old := x.lived+now.Sub(x.since) >= s.keep.Hold
+		if old {
+			s.held.take(x)
+		}
+		return old
+	})
+	s.expiry = nil
+	s.arm()
+}
+
+// part takes what was kept of a connection out of tail. Called with mu.
+func (s *stream) part(c *streamConn) (lost []chunk) {
+	now := time.Now()
+	s.tail = slices.DeleteFunc(s.tail, func(x chunk) bool {
+		if x.on != c {
+			return false
+		}
+		s.held.take(x)
+		x.on, x.lived = nil, x.lived+now.Sub(x.since)
+		if x.lived < s.keep.Hold {
+			lost = append(lost, x)
+		}
+		return true
+	})
+	return lost
 }
 
 // putBack gives a connection back; false when it is dead.
@@ -624,18 +669,16 @@ func (s *stream) die(c *streamConn, err error) {
 		return
 	}
 	c.err = err
-	if c.expiry != nil {
-		c.expiry.Stop()
-	}
-	s.expire(c, time.Now().Add(-s.keep.Hold), 0, 0)
-	tail, events := c.tail, c.events
-	c.tail = nil
+	lost := s.part(c)
 	if c.leaving && err == io.EOF {
-		tail = nil
+		lost = nil
 	}
-	if len(tail) > 0 {
-		s.lose(append(s.lost, tail...))
+	var events amount
+	for _, x := range lost {
+		s.owed.add(x)
+		events.add(x)
 	}
+	s.lose(append(s.lost, lost...))
 	delete(s.all, c)
 	for i, x := range s.idle {
 		if x == c {
@@ -653,8 +696,8 @@ func (s *stream) die(c *streamConn, err error) {
 	_ = c.tcp.Close()
 	switch {
 	case leaving:
-	case len(tail) > 0:
-		s.log.Warn("connection ended; its last events are sent again", "address", s.address, "events", events, "err", foreign(err))
+	case len(lost) > 0:
+		s.log.Warn("connection ended; its last events are sent again", "address", s.address, "events", events.events, "err", foreign(err))
 	default:
 		s.log.Info("connection ended", "address", s.address, "err", foreign(err))
 	}
@@ -663,21 +706,30 @@ func (s *stream) die(c *streamConn, err error) {
 // lose replaces what is to be sent again, and sees to it. Called with mu.
 func (s *stream) lose(lost []chunk) {
 	s.lost = lost
+	events := 0
+	for len(s.lost) > 0 && !s.keep.fits(s.owed, chunk{}) {
+		events += s.lost[0].events
+		s.owed.take(s.lost[0])
+		s.lost = s.lost[1:]
+	}
+	s.abandon(events)
 	s.count()
-	if len(lost) > 0 && !s.resending && !s.closed {
+	if len(s.lost) > 0 && !s.resending && !s.closed {
 		s.resending = true
 		s.resenders.Go(s.resend)
 	}
 }
 
-// count shows what is to be sent again. Called with mu.
-func (s *stream) count() {
-	events := 0
-	for _, x := range s.lost {
-		events += x.events
+// abandon tells of confirmed events that are not sent again.
+func (s *stream) abandon(events int) {
+	if events > 0 {
+		streamAbandoned.WithLabelValues(s.name).Add(float64(events))
+		s.log.Error("the last events may be lost: their connection broke and they could not be sent again", "address", s.address, "events", events)
 	}
-	streamUnsent.WithLabelValues(s.name).Set(float64(events))
 }
+
+// count shows what is to be sent again. Called with mu.
+func (s *stream) count() { streamUnsent.WithLabelValues(s.name).Set(float64(s.owed.events)) }
 
 func (s *stream) owes() bool {
 	s.mu.Lock()
@@ -690,7 +742,6 @@ func (s *stream) takeLost() []chunk {
 	defer s.mu.Unlock()
 	lost := s.lost
 	s.lost = nil
-	s.count()
 	return lost
 }
 
@@ -704,26 +755,37 @@ func (s *stream) giveBack(lost []chunk) {
 	s.lose(append(lost, s.lost...))
 }
 
-// resend sends what was lost, unless a delivery has done so first.
+// resend sends what was lost, unless a delivery has done so first. The first time is at
+// once. Then it takes more and more time: a far side may let one in, acknowledge all and
+// break the connection again and again, as a proxy does that has nobody behind it.
 func (s *stream) resend() {
-	pause := time.Second
 	for {
-		err := s.send(s.ctx, nil, chunk{})
 		s.mu.Lock()
 		if len(s.lost) == 0 || s.closed {
 			s.resending = false
 			s.mu.Unlock()
 			return
 		}
+		if time.Since(s.resent) > 2*mostResendWait {
+			s.pause = 0
+		}
+		pause := s.pause
+		s.pause = min(max(2*pause, time.Second), mostResendWait)
+		s.mu.Unlock()
+		if pause > 0 {
+			select {
+			case <-time.After(pause):
+			case <-s.ctx.Done():
+				continue
+			}
+		}
+		err := s.send(s.ctx, nil, chunk{})
+		s.mu.Lock()
+		s.resent = time.Now()
 		s.mu.Unlock()
 		if err != nil {
 			s.log.Debug("events cannot be sent again yet", "address", s.address, "err", err)
 		}
-		select {
-		case <-time.After(pause):
-		case <-s.ctx.Done():
-		}
-		pause = min(2*pause, mostResendWait)
 	}
 }
 
@@ -739,23 +801,20 @@ func (s *stream) close() {
 	defer cancel()
 	s.leave(ctx)
 	if s.owes() {
-		if err := s.send(ctx, nil, chunk{}); err == nil {
-			s.leave(ctx)
+		if err := s.send(ctx, nil, chunk{}); err != nil {
+			s.log.Debug("events cannot be sent again", "address", s.address, "err", err)
 		}
+		s.leave(ctx)
 	}
 	s.watchers.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	events := 0
-	for _, x := range s.lost {
-		events += x.events
+	if s.expiry != nil {
+		s.expiry.Stop()
 	}
-	s.lost = nil
+	s.abandon(s.owed.events)
+	s.lost, s.owed = nil, amount{}
 	s.count()
-	if events > 0 {
-		streamAbandoned.WithLabelValues(s.name).Add(float64(events))
-		s.log.Error("the last events may be lost: their connection broke and they could not be sent again", "address", s.address, "events", events)
-	}
 }
 
 // leave ends our side of all connections and waits for the far side to do the same.
@@ -768,19 +827,21 @@ func (s *stream) leave(ctx context.Context) {
 	}
 	s.idle = nil
 	s.mu.Unlock()
-	end, _ := ctx.Deadline()
+	var leaving sync.WaitGroup
+	defer leaving.Wait()
 	for _, c := range all {
-		_ = c.SetWriteDeadline(end)
-		if secure, ok := c.Conn.(*tls.Conn); ok {
-			c.leftErr = secure.CloseWrite()
-		}
-		if c.leftErr == nil {
-			c.leftErr = c.tcp.CloseWrite()
-		}
-		close(c.left)
-		if c.leftErr != nil {
-			s.die(c, c.leftErr)
-		}
+		leaving.Go(func() { // one whose buffers are full takes 5 s
+			if secure, ok := c.Conn.(*tls.Conn); ok {
+				c.leftErr = secure.CloseWrite()
+			}
+			if c.leftErr == nil {
+				c.leftErr = c.tcp.CloseWrite()
+			}
+			close(c.left)
+			if c.leftErr != nil {
+				s.die(c, c.leftErr)
+			}
+		})
 	}
 	for _, c := range all {
 		select {

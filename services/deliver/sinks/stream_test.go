@@ -106,6 +106,8 @@ type streamSide struct {
 	refuse   *x509.CertPool // trusted in place of the authority
 	cutAfter int            // bytes that each connection may still send; -1 all
 	shut     bool           // connections are closed right after the handshake
+	pace     time.Duration  // between reads of 8 KiB; 0 reads all there is
+	idle     time.Duration  // after which a connection is closed; 0 never
 }
 
 type sideConn struct {
@@ -133,7 +135,16 @@ func (c *sideConn) Read(p []byte) (int, error) {
 		}
 		most = min(most, c.left)
 	}
+	pace := s.pace
+	if s.idle > 0 {
+		_ = c.SetReadDeadline(time.Now().Add(s.idle))
+	}
 	s.mu.Unlock()
+	if pace > 0 {
+		_ = c.SetReadBuffer(16 << 10)
+		most = min(most, 8<<10)
+		<-time.After(pace)
+	}
 	n, err := c.TCPConn.Read(p[:most])
 	if c.left > 0 {
 		c.left -= n
@@ -549,6 +560,177 @@ func TestStreamHangingPeer(t *testing.T) {
 			f.set(func() { f.deaf = false })
 			f.kick()
 		})
+	}
+}
+
+// A far side that is slow, but reads, gets all that was lost: its timeout is for nothing
+// being acknowledged, not for all.
+func TestStreamSlowPeer(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells what is acknowledged")
+	}
+	f := newStreamSide(t, true, octets)
+	defer f.close()
+	s := openStream(t, f, func(c *SyslogConfig) { c.Timeout = 300 * time.Millisecond })
+	defer s.Close()
+	f.set(func() { f.pace = 25 * time.Millisecond })
+	mustDeliver(t, s, batchOf(s, 0, plain(0, 1)...))
+	s.stream.mu.Lock()
+	must(t, s.stream.idle[0].tcp.SetWriteBuffer(1<<20)) // so that writing does not wait
+	s.stream.mu.Unlock()
+	mustDeliver(t, s, batchOf(s, 1, docsOf(1, 1, 200_000)...)) // 600 ms
+	f.set(func() {
+		if f.pace = 0; f.accepted != 1 {
+			t.Errorf("%d connections", f.accepted)
+		}
+	})
+}
+
+// A far side that ends idle connections gets what was kept again, but not for ever: its
+// time on whole connections adds up.
+// covers: peers section 3 pain 23
+func TestStreamIdleTimeout(t *testing.T) {
+	f := newStreamSide(t, true, octets)
+	defer f.close()
+	const idle = 400 * time.Millisecond
+	f.set(func() { f.idle = idle })
+	s := openStream(t, f, func(c *SyslogConfig) { c.Unconfirmed.Hold = 2 * idle })
+	defer s.Close()
+	mustDeliver(t, s, batchOf(s, 0, plain(0, 5)...))
+	eventually(t, "nothing is kept any more", func() bool {
+		s.stream.mu.Lock()
+		defer s.stream.mu.Unlock()
+		return len(s.stream.all) == 0 && !s.stream.resending
+	})
+	f.set(func() {
+		if got := only(f.messages, 4); got < 2 || got > 3 {
+			t.Errorf("the event came %d times", got)
+		}
+	})
+}
+
+// A far side that takes all and breaks the connection each time, as a proxy does with
+// nobody behind it, is not flooded with what was kept.
+func TestStreamFlappingPeer(t *testing.T) {
+	f := newStreamSide(t, true, octets)
+	defer f.close()
+	s := openStream(t, f, nil)
+	s.stream.settling = 0
+	f.set(func() { f.idle = 10 * time.Millisecond })
+	mustDeliverEventually(t, s, batchOf(s, 0, plain(0, 5)...))
+	<-time.After(2500 * time.Millisecond)
+	f.set(func() {
+		if got := only(f.messages, 4); got < 3 || got > 5 {
+			t.Errorf("the event came %d times", got)
+		}
+		f.idle = 0
+	})
+	must(t, s.Close())
+}
+
+// What is kept is bounded for all connections together, and all of it is sent again,
+// also when they break together and break once more.
+func TestStreamKeepsOfAllConnections(t *testing.T) {
+	f := newStreamSide(t, true, octets)
+	defer f.close()
+	s := openStream(t, f, func(c *SyslogConfig) { c.Unconfirmed.Events = 500 })
+	defer s.Close()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if res := s.Deliver(t.Context(), batchOf(s, i*100, plain(i*100, 100)...)); res.Verdict != Done {
+				t.Errorf("got %v: %v", res.Verdict, res.Err)
+			}
+		})
+	}
+	wg.Wait()
+	f.await("all", func() bool { return len(f.messages) == 800 })
+	for round := range 2 {
+		f.set(func() { f.messages = nil })
+		f.kick()
+		eventually(t, "it is sent again", func() bool {
+			s.stream.mu.Lock()
+			defer s.stream.mu.Unlock()
+			return !s.stream.resending && s.stream.held.events == 500
+		})
+		f.await("it comes", func() bool { return len(f.messages) >= 500 })
+		if got := len(f.distinct(envelopeOf)); got != 500 {
+			t.Errorf("round %d: %d events came again, want 500", round, got)
+		}
+	}
+}
+
+// What ended before anything was written costs neither the connection nor repetitions.
+func TestStreamCancelledBeforeWriting(t *testing.T) {
+	f := newStreamSide(t, false, octets)
+	defer f.close()
+	s := openStream(t, f, nil)
+	defer s.Close()
+	mustDeliver(t, s, batchOf(s, 0, plain(0, 1)...))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if res := s.Deliver(ctx, batchOf(s, 1, plain(1, 1)...)); res.Verdict != Retry {
+		t.Errorf("got %v: %v", res.Verdict, res.Err)
+	}
+	mustDeliver(t, s, batchOf(s, 2, plain(2, 1)...))
+	f.await("the last", func() bool { return only(f.messages, 2) == 1 })
+	f.set(func() {
+		if f.accepted != 1 || only(f.messages, 0) != 1 {
+			t.Errorf("%d connections, the first event came %d times", f.accepted, only(f.messages, 0))
+		}
+	})
+}
+
+// Closing ends though the far side, after it broke the connection, takes what is sent
+// again and reads nothing of it.
+func TestStreamClosesWhileNothingIsRead(t *testing.T) {
+	f := newStreamSide(t, true, octets)
+	defer f.close()
+	s := openStream(t, f, nil)
+	s.stream.farewell = time.Second
+	for i := range 3 {
+		mustDeliver(t, s, batchOf(s, i, docsOf(i, 1, 900_000)...))
+	}
+	f.await("all", func() bool { return len(f.messages) == 3 })
+	s.stream.cancel() // so that nothing is sent again before
+	up := f.down()
+	eventually(t, "the end is seen", s.stream.owes)
+	f.set(func() { f.deaf = true })
+	up()
+	began := time.Now()
+	must(t, s.Close())
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+// Several connections whose far side reads nothing are left at the same time.
+func TestStreamClosesManyThatHang(t *testing.T) {
+	f := newStreamSide(t, false, octets)
+	defer f.close()
+	s := openStream(t, f, nil)
+	s.stream.farewell = 200 * time.Millisecond
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() { s.Deliver(t.Context(), batchOf(s, i, docsOf(i, 1, 100_000)...)) })
+	}
+	wg.Wait()
+	f.set(func() { f.deaf = true })
+	s.stream.mu.Lock()
+	for c := range s.stream.all { // what a write that was given up may leave behind
+		must(t, c.tcp.SetWriteBuffer(4<<10))
+		must(t, c.tcp.SetWriteDeadline(time.Now().Add(100*time.Millisecond)))
+		for junk := make([]byte, 1<<20); ; {
+			if _, err := c.tcp.Write(junk); err != nil {
+				break
+			}
+		}
+	}
+	s.stream.mu.Unlock()
+	began := time.Now()
+	must(t, s.Close())
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("took %v", took)
 	}
 }
 
