@@ -42,6 +42,7 @@ type batcher struct {
 	stalled     int   // batches that wait for a retry
 	breaker     breaker
 	pace        pace
+	deadline    time.Time // of what moves after Drain, for all frames the same
 	told        time.Time // when refusals were last logged
 	toldSkipped time.Time
 }
@@ -151,7 +152,7 @@ func (d *Deliver) put(ctx context.Context, f *frame, index int, e *sinks.Event) 
 		case <-ctx.Done():
 		}
 		d.mu.Lock()
-		if ctx.Err() != nil || d.stalled > 0 && d.stops() {
+		if ctx.Err() != nil || d.stops() && (d.stalled > 0 || !time.Now().Before(d.deadline)) {
 			return errDrained.New(context.Cause(ctx), "wait for room at destination %s", d.cfg.Name)
 		}
 	}
@@ -161,7 +162,7 @@ const (
 	// mostOfOne is what a destination may have in hand when nothing is said about it,
 	// mostOfAll what all such destinations of a process have together. Unit: bytes.
 	mostOfOne = 8 << 20
-	mostOfAll = 32 << 20
+	mostOfAll = 20 << 20
 )
 
 func (d *Deliver) mostInHand() int64 {
@@ -687,8 +688,12 @@ func (d *Deliver) await(ctx context.Context, f *frame) error {
 	if !d.stops() { // else Drain has done it
 		d.hurry()
 	}
+	left := d.cfg.DrainTimeout
+	if d.stops() {
+		left = time.Until(d.deadline)
+	}
 	d.mu.Unlock()
-	grace := time.NewTimer(d.cfg.DrainTimeout)
+	grace := time.NewTimer(left)
 	defer grace.Stop()
 	for {
 		d.mu.Lock()

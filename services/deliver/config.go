@@ -34,7 +34,7 @@ type Destination struct {
 	Backoff Backoff `yaml:"backoff"`
 	// MaxBacklog says what becomes of events that a destination does not take for long.
 	MaxBacklog MaxBacklog `yaml:"max_backlog"`
-	// MaxInHand caps the encoded bytes that wait to be confirmed, in one process; 0 is 8 MiB, and less where more than four destinations run in the process: such ones have 32 MiB together. Unit: bytes.
+	// MaxInHand caps the encoded bytes that wait to be confirmed, in one process; 0 is 8 MiB, and less where more than two destinations run in the process: such ones have 20 MiB together. Unit: bytes.
 	MaxInHand config.Bytes `yaml:"max_in_hand"`
 	// DrainTimeout is how long batches that are being sent may take to end when penstock stops. Unit: duration.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`

@@ -382,9 +382,12 @@ func (d *Deliver) quarantine(in *topology.In[messages.View], origin *messages.Or
 // Drain tells that the process stops and no more frames will come: what is open
 // is sent at once, and frames that stall are given back. It does not wait.
 func (d *Deliver) Drain() {
-	d.drainNow()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.deadline.IsZero() {
+		d.deadline = time.Now().Add(d.cfg.DrainTimeout)
+	}
+	d.drainNow()
 	d.due = d.open != nil
 	d.launch()
 	d.hurry()

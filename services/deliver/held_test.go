@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -261,4 +262,38 @@ func BenchmarkDrainOfHeld(b *testing.B) {
 		b.StopTimer()
 		shut(b, d)
 	}
+}
+
+// A peer that takes connections and never answers: what waited behind the first frames
+// does not begin a drain of its own when those are given back.
+func TestDrainEndsForAllAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newMemory()
+		sink.limits.Events = 10
+		sink.answer = func(ctx context.Context, _ sinks.Batch) sinks.Result {
+			<-ctx.Done()
+			return sinks.Result{Verdict: sinks.Retry, Err: errOut.New(context.Cause(ctx), "wait for an answer")}
+		}
+		cfg := destination()
+		cfg.Concurrency, cfg.MaxInHand = 1, config.MiB
+		d := start(t, cfg, sink, Deps{Window: 16})
+		defer shut(t, d)
+		errs := make(chan error, 16)
+		for i := range cap(errs) {
+			go func() {
+				errs <- d.Handle(t.Context(), frameOf(t, uint64(i+1), docs(10, 90_000)...), &topology.Recorder{})
+			}()
+		}
+		synctest.Wait()
+		began := time.Now()
+		d.Drain()
+		for range cap(errs) {
+			if err := <-errs; !errors.Is(err, errDrained) {
+				t.Errorf("got %v", err)
+			}
+		}
+		if took := time.Since(began); took > cfg.DrainTimeout {
+			t.Errorf("the last frame was given back after %v", took)
+		}
+	})
 }

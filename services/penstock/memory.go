@@ -19,7 +19,7 @@ import (
 // destinations come on top: all of that is in use.
 const (
 	memoryBase        = 304 << 20
-	memoryDeliver     = 44 << 20 // instead, in a process with this stage alone
+	memoryDeliver     = 32 << 20 // instead, in a process with this stage alone
 	memoryDestination = 7 << 20
 )
 
