@@ -136,11 +136,18 @@ func (m *mailServer) failed(err error, to []string) mailOutcome {
 	return mailOutcome{verdict: verdict, err: err, left: to}
 }
 
-// refuses is the kind of a refusal of the mail itself. While the server has not taken
-// any, a refusal for reasons of policy is more likely about all mails than about this one.
-// Source: RFC 3463 section 3.8 (X.7.X is security or policy status).
+// refuses is the kind of a refusal after the data. A full mailbox, a mail system that is
+// down and a quota that is used up are nothing that the mail could help, and pass. While
+// the server has not taken any, a refusal for reasons of policy is more likely about all
+// mails than about this one. Source: RFC 3463 sections 3.3 (X.2.2 is a full mailbox), 3.4
+// (X.3.X is mail system status, X.3.4 a mail that is too big), 3.5 (X.4.X is network and
+// routing status, X.4.5 congestion) and 3.8 (X.7.X is security or policy status).
 func (m *mailServer) refuses(err error) *fault.Kind {
-	if !m.proven && strings.HasPrefix(mailStatus(err), "5.7.") {
+	switch status := mailStatus(err); {
+	case status == "5.3.4":
+	case status == "5.2.2", strings.HasPrefix(status, "5.3."), strings.HasPrefix(status, "5.4."):
+		return errMailBusy
+	case !m.proven && strings.HasPrefix(status, "5.7."):
 		return errMailSender
 	}
 	return errMailRefused
