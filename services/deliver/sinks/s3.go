@@ -236,8 +236,10 @@ const (
 	// mostOpen bounds the objects that are being filled, and twice that those that are
 	// not stored yet.
 	mostOpen = 64
-	// mostPending bounds the bytes of all objects in the making that are in memory.
-	mostPending = 96 << 20
+	// mostOfS3 bounds the bytes of all objects in the making of a destination that are in
+	// memory, mostOfAllS3 those of all such destinations of a process.
+	mostOfS3    = 32 << 20
+	mostOfAllS3 = 48 << 20
 	// atOnce bounds the calls that are made at the same time.
 	atOnce = 8
 	// pieceBytes and pieceEvents bound what the sink is given at once.
@@ -250,8 +252,10 @@ const (
 // s3Sink gathers batches in objects. Each batch is compressed by itself, so that several
 // are at the same time, and put behind what the object has: a gzip file may have many
 // members and a zstd file many frames. An object that has grown to 8 MiB is uploaded in
-// parts while it grows; a smaller one is put whole. So memory is bounded: by 96 MiB of
-// what is not uploaded, and one batch per call, however large the objects are.
+// parts while it grows; a smaller one is put whole. So memory is bounded, however large
+// the objects are: by 32 MiB of what is not uploaded, of all such destinations of a
+// process together 48 MiB, and one batch per call. Where that is reached, the oldest
+// object is completed early.
 //
 // Confirmed is an event when S3 has said that its object is stored. Until then the batch
 // is held, and its bytes are here only: when they are lost, its events are read from
@@ -261,7 +265,8 @@ const (
 // concurrency 1 that is the order of the log.
 //
 // An object that is put whole has its name from its events (their ids, in order, and the
-// time of the first): stored again it replaces itself, and never another one. The name
+// time of the first) and the name of the destination: stored again it replaces itself,
+// and neither another one nor one of a destination that writes to the same place. The name
 // of an object in parts has to be known before its end is, and two objects may begin
 // alike and hold different events: it has a name of its own for each upload. When a
 // process ends after an object was stored and before that was confirmed to the log, its
@@ -279,6 +284,7 @@ type s3Sink struct {
 	ctx     context.Context //nolint:containedctx // of uploads, which outlive the call that begins them
 	cancel  context.CancelFunc
 	uploads sync.WaitGroup
+	leaves  sync.Once
 	calls   chan struct{} // has a place for each call to S3
 	pending atomic.Int64  // bytes of all objects that are in memory
 	turn    atomic.Int64  // of the last object
@@ -287,6 +293,14 @@ type s3Sink struct {
 	changed chan struct{}          // closed and replaced when an object moves on
 	open    map[string]*s3Object   // by partition
 	objects map[*s3Object]struct{} // open ones and those that are not stored yet
+}
+
+// s3Sinks is how many are open.
+var s3Sinks atomic.Int64
+
+// mostPending is the share of this sink of what may be in memory. Unit: bytes.
+func (s *s3Sink) mostPending() int64 {
+	return min(mostOfS3, mostOfAllS3/max(1, s3Sinks.Load()))
 }
 
 func openS3(ctx context.Context, cfg S3Config, deps Deps) (Sink, error) {
@@ -310,6 +324,7 @@ func openS3(ctx context.Context, cfg S3Config, deps Deps) (Sink, error) {
 		changed: make(chan struct{}), open: map[string]*s3Object{}, objects: map[*s3Object]struct{}{}, calls: make(chan struct{}, atOnce),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s3Sinks.Add(1)
 	return s, nil
 }
 
@@ -479,7 +494,7 @@ func (s *s3Sink) room(ctx context.Context) error {
 		switch {
 		case failing != nil:
 			failing.poke()
-		case s.pending.Load() < mostPending && len(s.objects) < 2*mostOpen:
+		case s.pending.Load() < s.mostPending() && len(s.objects) < 2*mostOpen:
 			return nil
 		default:
 			sealed = s.sealing(1)
@@ -595,6 +610,7 @@ func (s *s3Sink) wake() {
 func (s *s3Sink) Close() error {
 	s.cancel()
 	s.uploads.Wait()
+	s.leaves.Do(func() { s3Sinks.Add(-1) })
 	return nil
 }
 

@@ -49,7 +49,9 @@ func newS3Encoder(cfg S3Config) *s3Encoder {
 		case S3Gzip:
 			p.w, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is valid
 		case S3Zstd:
-			p.w, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1)) // the options are valid
+			// A window of 4 MiB, as it is without a word, has each writer hold 9 MiB.
+			p.w, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+				zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true)) // the options are valid
 		case S3Auto, S3Snappy, S3Plain:
 		}
 		return p

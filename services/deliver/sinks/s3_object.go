@@ -20,6 +20,8 @@ import (
 const (
 	// rowGroupBytes of documents make a row group of parquet.
 	rowGroupBytes = 16 << 20
+	// rowsBytes is what a writer of parquet needs for itself, about.
+	rowsBytes = 576 << 10
 	// The pauses between attempts to upload what failed, while nobody asks for one.
 	firstPause = time.Second
 	mostPause  = 30 * time.Second
@@ -70,6 +72,7 @@ func (s *s3Sink) object(g *s3Group) *s3Object {
 		s: s, partition: g.partition, turn: s.turn.Add(1), stamp: g.stamp, news: make(chan struct{}, 1), finished: make(chan struct{}),
 		content: sha256.New(), ids: sha256.New(), cancel: func() {},
 	}
+	_, _ = o.ids.Write([]byte(s.name)) // another destination may write to the same place
 	if s.cfg.Format == S3Parquet {
 		o.rows = s.encoder.rows(s3Chunks{o})
 	}
@@ -159,6 +162,9 @@ func (o *s3Object) writeRows(g *s3Group) {
 // account brings the count of bytes in memory up to date. The caller holds the lock.
 func (o *s3Object) account() {
 	now := o.inRows
+	if o.rows != nil {
+		now += rowsBytes
+	}
 	for _, c := range o.chunks {
 		now += int64(len(c))
 	}
@@ -180,7 +186,7 @@ func (o *s3Object) close() {
 		if err := o.rows.Close(); err != nil && o.broken == nil {
 			o.broken = err
 		}
-		o.inRows = 0
+		o.rows, o.inRows = nil, 0 // its buffers are large
 		o.account()
 	}
 }
@@ -243,23 +249,26 @@ func (o *s3Object) run() {
 			o.end(err)
 			return
 		}
-		o.tell(err)
 		if err == nil {
+			o.tell(nil)
 			pause = firstPause
 			continue
 		}
-		o.seal() // once it goes again it is completed, so that those who wait learn of it
+		o.fail(err)
 		o.rest(max(pause, askedFor(err)))
 		pause = min(2*pause, mostPause)
 	}
 }
 
+// fail tells of an attempt that failed, and seals the object: once it goes again it is
+// completed, so that those who wait learn of it.
+func (o *s3Object) fail(err error) {
+	o.seal() // before it is told: it asks for an attempt, which has been had
+	o.tell(err)
+}
+
 // rest waits before the next attempt, unless somebody asks for one.
 func (o *s3Object) rest(pause time.Duration) {
-	select { // what was asked for before the attempt has been had
-	case <-o.news:
-	default:
-	}
 	t := time.NewTimer(pause)
 	defer t.Stop()
 	select {
@@ -273,6 +282,12 @@ func (o *s3Object) rest(pause time.Duration) {
 func (o *s3Object) tell(err error) {
 	o.s.mu.Lock()
 	first := err != nil && o.err == nil
+	if err != nil {
+		select { // what was asked for before has been had; what is from now on has not
+		case <-o.news:
+		default:
+		}
+	}
 	o.tries++
 	o.err = err
 	o.s.wake()

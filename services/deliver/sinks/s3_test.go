@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -11,12 +12,14 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -81,8 +84,18 @@ func s3World(t *testing.T) *world {
 	cfg.Bucket, cfg.Format, cfg.AWS, cfg.Batch.Age, cfg.Timeout = "out", S3Envelope, awsAt(c.URL()), 0, 2*time.Second
 	var other *cloud.Cloud
 	return &world{
-		sink:     openedS3(t, cfg),
-		received: func() []string { return objectLines(t, c) },
+		sink: openedS3(t, cfg),
+		// Keys say nothing of the order in which objects were stored.
+		received: func() []string {
+			lines := objectLines(t, c)
+			number := func(line string) int {
+				var e struct{ Event struct{ N int } }
+				must(t, json.Unmarshal([]byte(line), &e))
+				return e.Event.N
+			}
+			slices.SortStableFunc(lines, func(a, b string) int { return cmp.Compare(number(a), number(b)) })
+			return lines
+		},
 		secrets:  []string{awsSecret},
 		outage:   func() func() { return when(c, cloud.Fault{Status: 503}) },
 		denial:   func() func() { return when(c, cloud.Fault{Code: "AccessDenied"}) },
@@ -356,7 +369,7 @@ func TestS3Parts(t *testing.T) {
 	if b.Objects("out") != 1 || len(b.Uploads("out")) != 0 || b.Calls("UploadPart") != 8 {
 		t.Errorf("%d objects, %d uploads left, %d parts", b.Objects("out"), len(b.Uploads("out")), b.Calls("UploadPart"))
 	}
-	if most > mostPending || b.pending.Load() != 0 {
+	if most > mostOfS3 || b.pending.Load() != 0 {
 		t.Errorf("%d bytes in memory at most, %d at the end", most, b.pending.Load())
 	}
 }
@@ -887,4 +900,88 @@ func s3Trails(n int) [][]byte {
 			s3Noise(uint64(i%97+1), 16), i%13, i%17, i%13, s3Noise(uint64(i%89+1), 16), i/60%60, i%60, i%250, s3Noise(uint64(i+1), 17), s3Noise(uint64(i+7), 36), s3Noise(uint64(i+9), 36))
 	}
 	return all
+}
+
+// Two destinations that write to one place do not replace each other's objects, though
+// they hold the same events.
+// covers: F-31
+func TestS3KeysAreOfDestinations(t *testing.T) {
+	for name, age := range map[string]time.Duration{"held": time.Hour, "each": 0} {
+		t.Run(name, func(t *testing.T) {
+			b := newS3Bench(t, func(c *S3Config) { c.Batch.Age = age })
+			other, err := openS3(t.Context(), b.cfg, Deps{Destination: "masked"})
+			must(t, err)
+			defer func() { must(t, other.Close()) }()
+			batch := b.next(10, 100)
+			for _, s := range []*s3Sink{b.s3Sink, other.(*s3Sink)} {
+				h := (&s3Bench{Cloud: b.Cloud, s3Sink: s}).give(t.Context(), batch)
+				s.Hurry()
+				h.want(t, Done)
+			}
+			if keys := b.Keys("out"); len(keys) != 2 {
+				t.Errorf("one destination has replaced the object of the other: %q", keys)
+			}
+		})
+	}
+}
+
+// An attempt that is asked for right after one has failed is made, however long the
+// pause is that was begun then.
+func TestS3AskedInPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &s3Sink{cfg: defaultS3(), log: slog.New(slog.DiscardHandler), changed: make(chan struct{}), open: map[string]*s3Object{}, objects: map[*s3Object]struct{}{}}
+		o := s.object(&s3Group{partition: "p"})
+		o.ctx = t.Context()
+		began := time.Now()
+		o.poke() // asked for before it failed
+		o.fail(errS3Failed.New(nil, "store"))
+		o.rest(time.Hour)
+		if time.Since(began) < time.Hour {
+			t.Error("what was asked for before the attempt had it repeated")
+		}
+		began = time.Now()
+		o.fail(errS3Failed.New(nil, "store"))
+		o.poke()
+		o.rest(time.Hour)
+		if took := time.Since(began); took != 0 {
+			t.Errorf("it waited for %v", took)
+		}
+	})
+}
+
+// What objects of parquet need before a row is in them counts, too.
+func TestS3ParquetCounts(t *testing.T) {
+	b := newS3Bench(t, func(c *S3Config) { c.Format, c.Key = S3Parquet, "{source}/{id}" })
+	h := b.give(t.Context(), b.next(1, 100))
+	if n := b.pending.Load(); n < rowsBytes {
+		t.Errorf("%d bytes count", n)
+	}
+	b.Hurry()
+	h.want(t, Done)
+	if n := b.pending.Load(); n != 0 {
+		t.Errorf("%d bytes count at the end", n)
+	}
+}
+
+// What may be in memory is shared by all destinations of the kind.
+func TestS3Share(t *testing.T) {
+	b := newS3Bench(t, nil)
+	open := s3Sinks.Load()
+	before := b.mostPending()
+	var all []Sink
+	for range 9 {
+		s, err := openS3(t.Context(), b.cfg, Deps{Destination: "more"})
+		must(t, err)
+		all = append(all, s)
+	}
+	if most := b.mostPending(); most != mostOfAllS3/(open+9) {
+		t.Errorf("%d bytes for each of %d", most, open+9)
+	}
+	for _, s := range all {
+		must(t, s.Close())
+		must(t, s.Close())
+	}
+	if most := b.mostPending(); most != before {
+		t.Errorf("%d bytes when the others are closed, %d before they were opened", most, before)
+	}
 }

@@ -71,7 +71,7 @@ func (c WebhookPushConfig) Validate() error {
 		p.Need(ok, "secrets["+strconv.Itoa(i)+"]", "use whsec_ and the base64 of 24 to 64 bytes; make one with: echo whsec_$(openssl rand -base64 32)")
 	}
 	p.In("batch", c.Batch.Validate())
-	p.Need(!c.OnePerRequest || c.Batch.Events == 1, "batch.events", "use 1, or set one_per_request to false for webhookArrays of events")
+	p.Need(!c.OnePerRequest || c.Batch.Events == 1, "batch.events", "use 1, or set one_per_request to false for arrays of events")
 	// The signature is over the body as the receiver reads it, which with a coding
 	// may be before or after the decoding.
 	p.Need(!c.Gzip, "gzip", "leave it out: receivers could not tell which bytes are signed")
@@ -98,7 +98,7 @@ func webhookKey(secret config.Secret) ([]byte, bool) {
 //   - An event is confirmed when the answer to its request is 2xx.
 //   - webhook-id is the id of the event, or made of the ids in the array. It stays
 //     the same when the request is sent again, the timestamp and with it the
-//     signature do not. A receiver drops what it knows by webhook-id; of webhookArrays that
+//     signature do not. A receiver drops what it knows by webhook-id; of arrays that
 //     were cut anew after a restart, by the id of each event.
 //   - No order: requests run side by side.
 //   - No redirect is followed.
