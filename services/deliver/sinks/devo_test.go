@@ -45,7 +45,7 @@ func devoWorld(t *testing.T) *world {
 	f := newStreamSide(t, false, lines)
 	open := func(change func(*DevoConfig)) Sink {
 		return openDevoTo(t, f, func(c *DevoConfig) {
-			c.Timeout = 500 * time.Millisecond
+			c.Timeout = 2 * time.Second
 			if change != nil {
 				change(c)
 			}

@@ -314,7 +314,7 @@ func emailWorld(t *testing.T) *world {
 	cfg.GroupWait, cfg.GroupInterval, cfg.RepeatInterval = 0, 0, 0
 	cfg.MaxPerHour, cfg.MaxListed = 3600, 10_000
 	cfg.Who, cfg.Details = []string{"s"}, []string{"n"}
-	cfg.Timeout = 500 * time.Millisecond
+	cfg.Timeout = 2 * time.Second
 	open := func(cfg EmailConfig) *emailSink {
 		s := openMail(t, cfg)
 		s.patience = 0
@@ -352,7 +352,7 @@ func emailWorld(t *testing.T) *world {
 			heal := o.set(func() { o.hang = release })
 			return func() { heal(); close(release) }
 		},
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		cut:   func() func() { return o.set(func() { o.cut = true }) },
 		untrusted: func() (Sink, func() bool) {
 			cfg := cfg

@@ -52,7 +52,7 @@ func formWorld(t *testing.T) *world {
 	cfg.URL = f.URL + "/hook/" + urlToken
 	cfg.BearerToken = config.NewSecret(token)
 	cfg.Format = RowEnvelope
-	cfg.Timeout = 500 * time.Millisecond
+	cfg.Timeout = 2 * time.Second
 	cfg.TLS.CAFile = f.trust(t)
 	open := func(cfg FormPostConfig) Sink {
 		s, err := openFormPost(t.Context(), cfg, Deps{Destination: "form"})
@@ -80,7 +80,7 @@ func formWorld(t *testing.T) *world {
 			heal := f.when(func(http.ResponseWriter, *http.Request) { <-release })
 			return func() { heal(); close(release) }
 		},
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		cut: func() func() {
 			return f.when(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 		},

@@ -139,7 +139,7 @@ func httpWorld(t *testing.T) *world {
 	cfg := defaultHTTP()
 	cfg.URL = f.URL + "/in?key=" + urlToken
 	cfg.BearerToken = config.NewSecret(token)
-	cfg.Timeout = 500 * time.Millisecond
+	cfg.Timeout = 2 * time.Second
 	cfg.TLS.CAFile = f.trust(t)
 	s, err := openHTTP(t.Context(), cfg, Deps{Destination: "hook"})
 	must(t, err)
@@ -169,7 +169,7 @@ func httpWorld(t *testing.T) *world {
 			})
 			return func() { heal(); close(release) }
 		},
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		cut: func() func() {
 			return f.when(func(_ http.ResponseWriter, r *http.Request) {
 				_, _ = io.ReadFull(r.Body, make([]byte, 100_000))

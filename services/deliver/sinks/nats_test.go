@@ -266,7 +266,7 @@ func natsWorld(t *testing.T) *world {
 			return func() { reload(func(*server.Options) {}) }
 		},
 		hang:  w.hold,
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		cut: func() func() {
 			w.cut.Store(100_000)
 			return func() { w.cut.Store(0) }

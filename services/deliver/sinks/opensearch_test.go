@@ -245,7 +245,7 @@ func openSearchWorld(t *testing.T) *world {
 			})
 			return func() { heal(); close(release) }
 		},
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		cut: func() func() {
 			return f.when(func(_ http.ResponseWriter, r *http.Request) {
 				_, _ = io.ReadFull(r.Body, make([]byte, 10_000))

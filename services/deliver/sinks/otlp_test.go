@@ -291,7 +291,7 @@ func otlpWorld(t *testing.T, protocol OTLPProtocol) *world {
 		cfg.Endpoint = "https://" + f.addr
 	}
 	cfg.Headers = map[string]config.Secret{"x-api-key": config.NewSecret(token)}
-	cfg.Timeout = 500 * time.Millisecond
+	cfg.Timeout = 2 * time.Second
 	cfg.TLS.CAFile = (&farSide{Server: f.http}).trust(t)
 	s, err := openOTLP(t.Context(), cfg, Deps{Destination: "otel"})
 	must(t, err)
@@ -313,7 +313,7 @@ func otlpWorld(t *testing.T, protocol OTLPProtocol) *world {
 			})
 			return func() { heal(); close(release) }
 		},
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		cut: func() func() {
 			f.cut.Store(100_000)
 			return func() { f.cut.Store(0) }

@@ -109,7 +109,7 @@ func s3World(t *testing.T) *world {
 			cfg.AWS = awsAt(other.URL())
 			return openedS3(t, cfg), func() bool { return other.Objects("out") > 0 }
 		},
-		hangs:  5 * time.Second,
+		hangs:  15 * time.Second,
 		cannot: map[string]string{"partial": "it looks at no event"},
 		done: func() {
 			c.Close()

@@ -359,7 +359,7 @@ func splunkHECWorld(t *testing.T) *world {
 			})
 			return func() { heal(); close(release) }
 		},
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		cut: func() func() {
 			return f.when(func(_ http.ResponseWriter, r *http.Request) {
 				_, _ = io.ReadFull(r.Body, make([]byte, 10_000))

@@ -75,7 +75,7 @@ func sqsWorld(t *testing.T) *world {
 			other = newCloud(t, cloud.Options{TLS: selfSigned()})
 			return openedSQS(t, sqsQueue(t, other, "out")), func() bool { return len(other.Messages("out")) > 0 }
 		},
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		done: func() {
 			c.Close()
 			if other != nil {

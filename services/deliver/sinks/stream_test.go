@@ -395,7 +395,7 @@ func streamWorld(f *streamSide, inner Sink, text func(string) string, untrusted 
 				f.kick()
 			}
 		},
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		cut: func() func() {
 			f.set(func() { f.cutAfter = 100_000 })
 			return func() { f.set(func() { f.cutAfter = -1 }) }

@@ -25,7 +25,7 @@ func syslogWorld(t *testing.T) *world {
 	f := newStreamSide(t, false, octets)
 	open := func(change func(*SyslogConfig)) Sink {
 		return openStream(t, f, func(c *SyslogConfig) {
-			c.Timeout = 500 * time.Millisecond
+			c.Timeout = 2 * time.Second
 			if change != nil {
 				change(c)
 			}

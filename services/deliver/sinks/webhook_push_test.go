@@ -44,7 +44,7 @@ func webhookWorld(t *testing.T) *world {
 	cfg.Secrets = []config.Secret{config.NewSecret(firstSecret)}
 	cfg.BearerToken = config.NewSecret(token)
 	cfg.OnePerRequest, cfg.Batch.Events = false, 1000
-	cfg.Timeout = 500 * time.Millisecond
+	cfg.Timeout = 2 * time.Second
 	cfg.TLS.CAFile = f.trust(t)
 	open := func(cfg WebhookPushConfig) Sink {
 		s, err := openWebhookPush(t.Context(), cfg, Deps{Destination: "hook"})
@@ -86,7 +86,7 @@ func webhookWorld(t *testing.T) *world {
 			})
 			return func() { heal(); close(release) }
 		},
-		hangs: 5 * time.Second,
+		hangs: 15 * time.Second,
 		cut: func() func() {
 			return f.when(func(_ http.ResponseWriter, r *http.Request) {
 				_, _ = io.ReadFull(r.Body, make([]byte, 100_000))
