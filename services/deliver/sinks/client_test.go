@@ -22,7 +22,7 @@ func TestHTTPToPortOfHTTPS(t *testing.T) {
 	cfg.URL = "http://" + f.Listener.Addr().String()
 	s, err := openHTTP(t.Context(), cfg, Deps{Destination: "hook"})
 	must(t, err)
-	defer s.Close() //nolint:errcheck // frees connections
+	defer s.Close()
 	if res := s.Deliver(t.Context(), batchOf(s, 0, plain(0, 3)...)); res.Verdict != Stop || fault.CodeOf(res.Err) != "deliver.http_wrong_request" {
 		t.Errorf("%v: %v", res.Verdict, res.Err)
 	}
@@ -39,7 +39,7 @@ func TestHTTPHeaderTooLong(t *testing.T) {
 	cfg.URL = f.URL
 	s, err := openHTTP(t.Context(), cfg, Deps{Destination: "hook"})
 	must(t, err)
-	defer s.Close() //nolint:errcheck // frees connections
+	defer s.Close()
 	if res := s.Deliver(t.Context(), batchOf(s, 0, plain(0, 3)...)); res.Verdict != Stop {
 		t.Errorf("%v: %v", res.Verdict, res.Err)
 	}

@@ -446,7 +446,7 @@ func trustsNobody(t *testing.T, w *world, _ Sink) {
 	}
 	inner, reached := w.untrusted()
 	s := watched{inner, t, w}
-	defer s.Close() //nolint:errcheck // frees connections
+	defer s.Close()
 	if res := s.Deliver(t.Context(), batchOf(s, 0, plain(0, 1)...)); res.Verdict != Stop {
 		t.Errorf("got %v: %v", res.Verdict, res.Err)
 	}

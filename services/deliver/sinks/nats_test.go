@@ -310,7 +310,7 @@ func natsTo(w *natsWire) NATSConfig {
 	cfg := defaultNATS()
 	cfg.URL, cfg.Subject, cfg.Format = "nats://"+w.Addr().String(), "siem.{type}", Envelope
 	cfg.User, cfg.Password = "u", config.NewSecret(natsPassword)
-	cfg.Timeout = time.Second
+	cfg.Timeout = 5 * time.Second
 	return cfg
 }
 
