@@ -9,6 +9,7 @@ import (
 // lines.
 // covers: F-22, DEV-128, DEV-142, SYS-16
 func TestDevoReal(t *testing.T) {
+	t.Parallel() // it waits for daemons
 	for name, daemon := range map[string]func(t *testing.T) *syslogd{
 		"rsyslog": rsyslogd, "syslog-ng": func(t *testing.T) *syslogd { return syslogNG(t, LineFeed) },
 	} {

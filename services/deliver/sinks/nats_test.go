@@ -310,7 +310,7 @@ func natsTo(w *natsWire) NATSConfig {
 	cfg := defaultNATS()
 	cfg.URL, cfg.Subject, cfg.Format = "nats://"+w.Addr().String(), "siem.{type}", Envelope
 	cfg.User, cfg.Password = "u", config.NewSecret(natsPassword)
-	cfg.Timeout = 5 * time.Second
+	cfg.Timeout = 3 * time.Second
 	return cfg
 }
 
@@ -591,6 +591,7 @@ func TestNATSCredentials(t *testing.T) {
 // A cluster of three whose servers are restarted one after the other, the leader of the
 // stream among them, takes every event once.
 func TestNATSCluster(t *testing.T) {
+	t.Parallel() // it waits for elections
 	options := make([]*server.Options, 3)
 	servers := make([]*server.Server, 3)
 	var routes []string

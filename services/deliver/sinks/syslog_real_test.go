@@ -273,6 +273,7 @@ func openReal(t *testing.T, d *syslogd, change func(*SyslogConfig)) Sink {
 
 // covers: F-23, F-24, SYS-16, peers section 3 pain 23
 func TestSyslogReal(t *testing.T) {
+	t.Parallel() // it waits for daemons
 	tests := []struct {
 		name   string
 		daemon func(t *testing.T) *syslogd
