@@ -29,9 +29,15 @@ func (f Format) appendLine(dst []byte, e *Event) []byte {
 	if f == Document {
 		return append(appendDoc(dst, e.Doc), '\n')
 	}
+	return append(appendEnvelope(dst, e, `","type":`), '\n')
+}
+
+// appendEnvelope writes the document with what penstock knows of the event. typeKey is
+// what stands between id and type.
+func appendEnvelope(dst []byte, e *Event, typeKey string) []byte {
 	dst = append(dst, `{"id":"`...)
 	dst = hex.AppendEncode(dst, e.ID[:])
-	dst = append(dst, `","type":`...)
+	dst = append(dst, typeKey...)
 	dst = document.AppendQuoted(dst, e.Type)
 	dst = append(dst, `,"time":`...)
 	if e.Time == 0 {
@@ -48,7 +54,7 @@ func (f Format) appendLine(dst []byte, e *Event) []byte {
 	dst = append(dst, `,"region":`...)
 	dst = document.AppendQuoted(dst, e.Region)
 	dst = append(dst, `,"event":`...)
-	return append(appendDoc(dst, e.Doc), "}\n"...)
+	return append(appendDoc(dst, e.Doc), '}')
 }
 
 func appendDoc(dst, doc []byte) []byte {

@@ -26,7 +26,6 @@ import (
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/awsclient"
 	"github.com/penstock/penstock/services/internal/config"
-	"github.com/penstock/penstock/services/internal/document"
 )
 
 func init() {
@@ -237,26 +236,7 @@ func (s *sqsSink) appendBody(dst []byte, e *Event) []byte {
 	if s.cfg.Format != SQSEvent {
 		return appendDoc(dst, e.Doc)
 	}
-	dst = append(dst, `{"id":"`...)
-	dst = hex.AppendEncode(dst, e.ID[:])
-	dst = append(dst, `","event_type":`...)
-	dst = document.AppendQuoted(dst, e.Type)
-	dst = append(dst, `,"time":`...)
-	if e.Time == 0 {
-		dst = append(dst, `null`...)
-	} else {
-		dst = append(dst, '"')
-		dst = time.Unix(0, e.Time).UTC().AppendFormat(dst, time.RFC3339Nano)
-		dst = append(dst, '"')
-	}
-	dst = append(dst, `,"source":`...)
-	dst = document.AppendQuoted(dst, e.Source)
-	dst = append(dst, `,"account":`...)
-	dst = document.AppendQuoted(dst, e.Account)
-	dst = append(dst, `,"region":`...)
-	dst = document.AppendQuoted(dst, e.Region)
-	dst = append(dst, `,"event":`...)
-	return append(appendDoc(dst, e.Doc), '}')
+	return appendEnvelope(dst, e, `","event_type":`)
 }
 
 // groupID is the group of e: up to 128 letters, digits and punctuation of ASCII. Source:
