@@ -90,8 +90,8 @@ func (g *otlpGRPC) use() (*otlpConn, error) {
 			opts = append(opts, grpc.WithTransportCredentials(watchedTLS{credentials.NewTLS(g.tls), c}))
 		}
 		if g.codec.compressed {
-			// The other way to say so is one compressor for the whole process.
-			opts = append(opts, grpc.WithCompressor(zippingCompressor{&g.client.zippers})) //nolint:staticcheck // see above
+			//lint:ignore SA1019 the other way to say so is one compressor for the whole process
+			opts = append(opts, grpc.WithCompressor(zippingCompressor{&g.client.zippers})) //nolint:staticcheck // as above
 		}
 		var err error
 		if c.ClientConn, err = grpc.NewClient(g.target, opts...); err != nil {
