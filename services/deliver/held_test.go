@@ -297,3 +297,40 @@ func TestDrainEndsForAllAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// Destinations of which nothing is said share what a process has in hand, and what
+// buffers it keeps between batches is bounded.
+func TestMemoryIsShared(t *testing.T) {
+	cfg := destination()
+	one := start(t, cfg, newMemory(), Deps{})
+	defer shut(t, one)
+	if n := one.mostInHand(); n != mostOfOne {
+		t.Errorf("alone it has %d bytes", n)
+	}
+	for range 9 {
+		defer shut(t, start(t, cfg, newMemory(), Deps{}))
+	}
+	if n := one.mostInHand(); n != mostOfAll/10 {
+		t.Errorf("among ten it has %d bytes", n)
+	}
+	cfg.MaxInHand = 3 * config.MiB
+	told := start(t, cfg, newMemory(), Deps{})
+	defer shut(t, told)
+	if n := told.mostInHand(); n != 3<<20 {
+		t.Errorf("of 3 MiB it takes %d bytes", n)
+	}
+	for range 64 {
+		one.giveBuffer(make([]byte, 0, 1<<20))
+	}
+	if spare.bytes > mostSpare {
+		t.Errorf("%d bytes are spare", spare.bytes)
+	}
+	before := spare.bytes
+	one.giveBuffer(make([]byte, 0, 3<<20)) // swollen by a large event
+	if spare.bytes != before {
+		t.Error("a swollen buffer is kept")
+	}
+	if b := one.takeBuffer(); cap(b) != 1<<20 || len(b) != 0 || spare.bytes != before-1<<20 {
+		t.Errorf("got %d bytes, %d are left", cap(b), spare.bytes)
+	}
+}

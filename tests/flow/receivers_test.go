@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -368,32 +369,24 @@ func (r *receivers) look() {
 func (r *receivers) await(n int, but ...string) {
 	r.t.Helper()
 	var lacks string
-	deadline := time.Now().Add(2 * time.Minute)
-	for {
+	defer func() {
+		if lacks != "" {
+			r.t.Logf("of %d events%s", n, lacks)
+		}
+	}()
+	harness.Await(r.t, 2*time.Minute, "every destination has all", func() bool {
 		r.look()
 		lacks = ""
-	next:
 		for name, b := range r.boxes {
-			for _, out := range append(but, "mail") {
-				if name == out {
-					continue next
-				}
-			}
-			if got := b.distinct(); got < n {
+			if got := b.distinct(); got < n && name != "mail" && !slices.Contains(but, name) {
 				lacks += fmt.Sprintf(" %s has %d", name, got)
 			}
 		}
 		if mails := r.mails.Load(); mails < int64(n) {
 			lacks += fmt.Sprintf(" mails tell of %d", mails)
 		}
-		if lacks == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			r.t.Fatalf("of %d events%s", n, lacks)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
+		return lacks == ""
+	})
 }
 
 // Every kind of destination gets every event, once while nothing dies, and none is

@@ -639,7 +639,7 @@ func FuzzS3Lines(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, doc string) {
 		if !json.Valid([]byte(doc)) {
-			t.Skip()
+			return // no document
 		}
 		e := &Event{ID: messages.NewID([]byte(doc)), Doc: []byte(doc)}
 		line, bare := appendIdentified(nil, e, false), appendIdentified(nil, e, true)
