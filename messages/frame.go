@@ -28,9 +28,13 @@ const (
 	MaxHead = 64 << 10
 )
 
-// frameVersion is what Builder writes and the newest that DecodeFrame reads. A
-// newer minor form keeps the version and adds fields, which are kept and ignored.
-const frameVersion = 1
+// frameVersion is what Builder writes, frameKnown the newest that DecodeFrame reads: see
+// messageVersion. Fields that are added keep the version; older stages keep them, too,
+// and pass them on.
+const (
+	frameVersion = 1
+	frameKnown   = 1
+)
 
 // keepMax is the largest buffer that a Builder keeps over a Reset, in bytes.
 const keepMax = 2 << 20

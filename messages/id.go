@@ -36,6 +36,13 @@ func MessagePull(queue, messageID string, part int) []byte {
 	return NewPull("sqs", queue, messageID, strconv.Itoa(part))
 }
 
+// EntryPull identifies what comes of an entry of the quarantine when it is redriven: the
+// part-th thing, from 0. It follows from the entry alone, so that whoever redrives it,
+// and how often, it is one pull.
+func EntryPull(entry string, part int) []byte {
+	return NewPull("redrive", entry, strconv.Itoa(part))
+}
+
 // BatchPull identifies several SQS messages whose records are one frame. ids are
 // as View.MessageIDs has them.
 func BatchPull(queue string, ids []byte) []byte {

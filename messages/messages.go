@@ -20,8 +20,14 @@ import (
 
 //go:generate go run ./gen -dir .
 
-// messageVersion is the version of notices, quarantine entries and facts.
-const messageVersion = 1
+// messageVersion is the version of notices, quarantine entries and facts that is
+// written, messageKnown the newest that is read. A version is known one release before
+// it is written, so that neighbours among releases read each other. Fields are added
+// without a new version: that is for what an older reader would misread.
+const (
+	messageVersion = 1
+	messageKnown   = 1
+)
 
 var (
 	errNotice = fault.Define("messages.bad_notice", fault.Reject,
@@ -108,7 +114,7 @@ func decode(b []byte, m versioned, bad *fault.Kind, what string) error {
 	if err := proto.Unmarshal(b, m); err != nil {
 		return bad.New(err, "read a %s of %d bytes", what, len(b))
 	}
-	return checkVersion(bad, what, m.GetVersion(), messageVersion)
+	return checkVersion(bad, what, m.GetVersion(), messageKnown)
 }
 
 // mendUTF8 replaces what is not UTF-8 in the texts of m and below.

@@ -84,7 +84,7 @@ func (x Quarantine_Holds) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Quarantine_Holds.Descriptor instead.
 func (Quarantine_Holds) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{3, 0}
+	return file_penstock_proto_rawDescGZIP(), []int{4, 0}
 }
 
 type Announced_As int32
@@ -142,7 +142,7 @@ func (x Announced_As) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Announced_As.Descriptor instead.
 func (Announced_As) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{6, 0}
+	return file_penstock_proto_rawDescGZIP(), []int{7, 0}
 }
 
 type Fetched_End int32
@@ -197,7 +197,56 @@ func (x Fetched_End) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Fetched_End.Descriptor instead.
 func (Fetched_End) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{7, 0}
+	return file_penstock_proto_rawDescGZIP(), []int{8, 0}
+}
+
+type Resolved_How int32
+
+const (
+	Resolved_HOW_UNKNOWN   Resolved_How = 0
+	Resolved_HOW_REDRIVEN  Resolved_How = 1
+	Resolved_HOW_DISCARDED Resolved_How = 2
+)
+
+// Enum value maps for Resolved_How.
+var (
+	Resolved_How_name = map[int32]string{
+		0: "HOW_UNKNOWN",
+		1: "HOW_REDRIVEN",
+		2: "HOW_DISCARDED",
+	}
+	Resolved_How_value = map[string]int32{
+		"HOW_UNKNOWN":   0,
+		"HOW_REDRIVEN":  1,
+		"HOW_DISCARDED": 2,
+	}
+)
+
+func (x Resolved_How) Enum() *Resolved_How {
+	p := new(Resolved_How)
+	*p = x
+	return p
+}
+
+func (x Resolved_How) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Resolved_How) Descriptor() protoreflect.EnumDescriptor {
+	return file_penstock_proto_enumTypes[3].Descriptor()
+}
+
+func (Resolved_How) Type() protoreflect.EnumType {
+	return &file_penstock_proto_enumTypes[3]
+}
+
+func (x Resolved_How) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Resolved_How.Descriptor instead.
+func (Resolved_How) EnumDescriptor() ([]byte, []int) {
+	return file_penstock_proto_rawDescGZIP(), []int{16, 0}
 }
 
 // Origin names the one upstream thing that records came from: an S3 object, an
@@ -374,7 +423,14 @@ type Notice struct {
 	// sequencer is S3's hex order of events on one key.
 	Sequencer string `protobuf:"bytes,4,opt,name=sequencer,proto3" json:"sequencer,omitempty"`
 	// region of the bucket, where the notification names it.
-	Region        string `protobuf:"bytes,5,opt,name=region,proto3" json:"region,omitempty"`
+	Region string `protobuf:"bytes,5,opt,name=region,proto3" json:"region,omitempty"`
+	// allow names limits that an operator has lifted for this one reading, by the codes
+	// of their faults.
+	Allow []string `protobuf:"bytes,6,rep,name=allow,proto3" json:"allow,omitempty"`
+	// parts of the object that are wanted, where it was read before and only some of it
+	// was refused; none means all. They hold for the content that origin.etag names, and
+	// for the format that they name.
+	Parts         []*Part `protobuf:"bytes,7,rep,name=parts,proto3" json:"parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -444,6 +500,101 @@ func (x *Notice) GetRegion() string {
 	return ""
 }
 
+func (x *Notice) GetAllow() []string {
+	if x != nil {
+		return x.Allow
+	}
+	return nil
+}
+
+func (x *Notice) GetParts() []*Part {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+// Part is a stretch of the records of an object.
+type Part struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// record is the ordinal of the first; records how many, 0 for all from there on.
+	Record  uint64 `protobuf:"varint,1,opt,name=record,proto3" json:"record,omitempty"`
+	Records uint64 `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"`
+	// format as which the object was read.
+	Format string `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
+	// code of the fault over which it was refused, and the bytes that were kept then:
+	// should the object be gone by now, they are not.
+	Code          string `protobuf:"bytes,4,opt,name=code,proto3" json:"code,omitempty"`
+	Payload       []byte `protobuf:"bytes,5,opt,name=payload,proto3" json:"payload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Part) Reset() {
+	*x = Part{}
+	mi := &file_penstock_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Part) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Part) ProtoMessage() {}
+
+func (x *Part) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Part.ProtoReflect.Descriptor instead.
+func (*Part) Descriptor() ([]byte, []int) {
+	return file_penstock_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Part) GetRecord() uint64 {
+	if x != nil {
+		return x.Record
+	}
+	return 0
+}
+
+func (x *Part) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *Part) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *Part) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Part) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
 // Frame carries up to about a thousand records or events of one kind. Streams
 // RECORDS (raw records, no ids), PARSED, UNIQUE and EVENTS (events).
 //
@@ -466,7 +617,9 @@ type Frame struct {
 	// first_record is the ordinal of the first record here in its pull, when the
 	// records are consecutive and `records` is absent. RECORDS only.
 	FirstRecord uint64 `protobuf:"varint,9,opt,name=first_record,json=firstRecord,proto3" json:"first_record,omitempty"`
-	// replay is the id of the replay job that made this frame, "" for live ones.
+	// replay is the id of the job that made this frame, "" for live ones. Where its
+	// events concern one destination alone, @ and the name of that follow. Frames with
+	// a replay are looked up in a dedupe set of their own.
 	Replay string `protobuf:"bytes,10,opt,name=replay,proto3" json:"replay,omitempty"`
 	// ids: 16 bytes each. Absent in RECORDS.
 	Ids []byte `protobuf:"bytes,11,opt,name=ids,proto3" json:"ids,omitempty"`
@@ -512,7 +665,7 @@ type Frame struct {
 
 func (x *Frame) Reset() {
 	*x = Frame{}
-	mi := &file_penstock_proto_msgTypes[2]
+	mi := &file_penstock_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +677,7 @@ func (x *Frame) String() string {
 func (*Frame) ProtoMessage() {}
 
 func (x *Frame) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[2]
+	mi := &file_penstock_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +690,7 @@ func (x *Frame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame.ProtoReflect.Descriptor instead.
 func (*Frame) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{2}
+	return file_penstock_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Frame) GetVersion() uint32 {
@@ -763,14 +916,25 @@ type Quarantine struct {
 	Destination string `protobuf:"bytes,21,opt,name=destination,proto3" json:"destination,omitempty"`
 	// header is the line that names the columns of the payload's records, as in
 	// Frame: a redrive needs it.
-	Header        []byte `protobuf:"bytes,22,opt,name=header,proto3" json:"header,omitempty"`
+	Header []byte `protobuf:"bytes,22,opt,name=header,proto3" json:"header,omitempty"`
+	// What the event was, where the payload is one: with its id it can go where it
+	// did not get, as itself.
+	EventId   []byte `protobuf:"bytes,23,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	EventType string `protobuf:"bytes,24,opt,name=event_type,json=eventType,proto3" json:"event_type,omitempty"`
+	// event_time in Unix ns, 0 when unknown.
+	EventTime int64  `protobuf:"varint,25,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
+	Account   string `protobuf:"bytes,26,opt,name=account,proto3" json:"account,omitempty"`
+	Region    string `protobuf:"bytes,27,opt,name=region,proto3" json:"region,omitempty"`
+	// replay is that of the frame that it was in. Where that concerns one destination, so does
+	// what becomes of the entry.
+	Replay        string `protobuf:"bytes,28,opt,name=replay,proto3" json:"replay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_penstock_proto_msgTypes[3]
+	mi := &file_penstock_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +946,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[3]
+	mi := &file_penstock_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +959,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{3}
+	return file_penstock_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Quarantine) GetVersion() uint32 {
@@ -952,6 +1116,48 @@ func (x *Quarantine) GetHeader() []byte {
 	return nil
 }
 
+func (x *Quarantine) GetEventId() []byte {
+	if x != nil {
+		return x.EventId
+	}
+	return nil
+}
+
+func (x *Quarantine) GetEventType() string {
+	if x != nil {
+		return x.EventType
+	}
+	return ""
+}
+
+func (x *Quarantine) GetEventTime() int64 {
+	if x != nil {
+		return x.EventTime
+	}
+	return 0
+}
+
+func (x *Quarantine) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *Quarantine) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Quarantine) GetReplay() string {
+	if x != nil {
+		return x.Replay
+	}
+	return ""
+}
+
 // Facts is a handful of ledger facts of one stage, stored as one. Stream LEDGER.
 // Every fact can arrive more than once and counts once: each kind says by what.
 type Facts struct {
@@ -965,7 +1171,7 @@ type Facts struct {
 
 func (x *Facts) Reset() {
 	*x = Facts{}
-	mi := &file_penstock_proto_msgTypes[4]
+	mi := &file_penstock_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1183,7 @@ func (x *Facts) String() string {
 func (*Facts) ProtoMessage() {}
 
 func (x *Facts) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[4]
+	mi := &file_penstock_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1196,7 @@ func (x *Facts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Facts.ProtoReflect.Descriptor instead.
 func (*Facts) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{4}
+	return file_penstock_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Facts) GetVersion() uint32 {
@@ -1024,6 +1230,7 @@ type Fact struct {
 	//	*Fact_Routed
 	//	*Fact_Delivered
 	//	*Fact_Destination
+	//	*Fact_Resolved
 	Kind          isFact_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1031,7 +1238,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_penstock_proto_msgTypes[5]
+	mi := &file_penstock_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1250,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[5]
+	mi := &file_penstock_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1263,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{5}
+	return file_penstock_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Fact) GetKind() isFact_Kind {
@@ -1120,6 +1327,15 @@ func (x *Fact) GetDestination() *Destination {
 	return nil
 }
 
+func (x *Fact) GetResolved() *Resolved {
+	if x != nil {
+		if x, ok := x.Kind.(*Fact_Resolved); ok {
+			return x.Resolved
+		}
+	}
+	return nil
+}
+
 type isFact_Kind interface {
 	isFact_Kind()
 }
@@ -1148,6 +1364,10 @@ type Fact_Destination struct {
 	Destination *Destination `protobuf:"bytes,6,opt,name=destination,proto3,oneof"`
 }
 
+type Fact_Resolved struct {
+	Resolved *Resolved `protobuf:"bytes,7,opt,name=resolved,proto3,oneof"`
+}
+
 func (*Fact_Announced) isFact_Kind() {}
 
 func (*Fact_Fetched) isFact_Kind() {}
@@ -1159,6 +1379,8 @@ func (*Fact_Routed) isFact_Kind() {}
 func (*Fact_Delivered) isFact_Kind() {}
 
 func (*Fact_Destination) isFact_Kind() {}
+
+func (*Fact_Resolved) isFact_Kind() {}
 
 // Announced: an upstream message was read. Counts once by origin.pull. Of several
 // messages that became one frame, ingest says so and parse says it again: the
@@ -1176,13 +1398,17 @@ type Announced struct {
 	// not.
 	MessageIds     []byte   `protobuf:"bytes,5,opt,name=message_ids,json=messageIds,proto3" json:"message_ids,omitempty"`
 	MessageRecords []uint32 `protobuf:"varint,6,rep,packed,name=message_records,json=messageRecords,proto3" json:"message_records,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// again: for what is worked on once more, the pull that it was the first time, and
+	// the job that does so.
+	Again         []byte `protobuf:"bytes,7,opt,name=again,proto3" json:"again,omitempty"`
+	Job           string `protobuf:"bytes,8,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Announced) Reset() {
 	*x = Announced{}
-	mi := &file_penstock_proto_msgTypes[6]
+	mi := &file_penstock_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1420,7 @@ func (x *Announced) String() string {
 func (*Announced) ProtoMessage() {}
 
 func (x *Announced) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[6]
+	mi := &file_penstock_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1433,7 @@ func (x *Announced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announced.ProtoReflect.Descriptor instead.
 func (*Announced) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{6}
+	return file_penstock_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Announced) GetOrigin() *Origin {
@@ -1252,6 +1478,20 @@ func (x *Announced) GetMessageRecords() []uint32 {
 	return nil
 }
 
+func (x *Announced) GetAgain() []byte {
+	if x != nil {
+		return x.Again
+	}
+	return nil
+}
+
+func (x *Announced) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
 // Fetched: a pull was read to its end. Counts once by pull (the last one holds).
 type Fetched struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1275,7 +1515,7 @@ type Fetched struct {
 
 func (x *Fetched) Reset() {
 	*x = Fetched{}
-	mi := &file_penstock_proto_msgTypes[7]
+	mi := &file_penstock_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1527,7 @@ func (x *Fetched) String() string {
 func (*Fetched) ProtoMessage() {}
 
 func (x *Fetched) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[7]
+	mi := &file_penstock_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1540,7 @@ func (x *Fetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetched.ProtoReflect.Descriptor instead.
 func (*Fetched) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{7}
+	return file_penstock_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Fetched) GetPull() []byte {
@@ -1374,15 +1614,17 @@ type Parsed struct {
 	Records uint64                 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`
 	Events  uint64                 `protobuf:"varint,4,opt,name=events,proto3" json:"events,omitempty"`
 	// skipped by reason: records known to be no events.
-	Skipped       map[string]uint64 `protobuf:"bytes,5,rep,name=skipped,proto3" json:"skipped,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Quarantined   map[string]uint64 `protobuf:"bytes,6,rep,name=quarantined,proto3" json:"quarantined,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Skipped     map[string]uint64 `protobuf:"bytes,5,rep,name=skipped,proto3" json:"skipped,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Quarantined map[string]uint64 `protobuf:"bytes,6,rep,name=quarantined,proto3" json:"quarantined,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// drift: what the decoder met and does not know, though it went on.
+	Drift         []*Drift `protobuf:"bytes,7,rep,name=drift,proto3" json:"drift,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Parsed) Reset() {
 	*x = Parsed{}
-	mi := &file_penstock_proto_msgTypes[8]
+	mi := &file_penstock_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1636,7 @@ func (x *Parsed) String() string {
 func (*Parsed) ProtoMessage() {}
 
 func (x *Parsed) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[8]
+	mi := &file_penstock_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1649,7 @@ func (x *Parsed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parsed.ProtoReflect.Descriptor instead.
 func (*Parsed) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{8}
+	return file_penstock_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Parsed) GetPull() []byte {
@@ -1452,6 +1694,102 @@ func (x *Parsed) GetQuarantined() map[string]uint64 {
 	return nil
 }
 
+func (x *Parsed) GetDrift() []*Drift {
+	if x != nil {
+		return x.Drift
+	}
+	return nil
+}
+
+// Drift is something new in a format: a column, a type of events, a version.
+type Drift struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// kind is column, type or version; name is which.
+	Kind   string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name   string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Format string `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
+	// records with it.
+	Records uint64 `protobuf:"varint,4,opt,name=records,proto3" json:"records,omitempty"`
+	// sample is the beginning of one of them, up to 2 KiB.
+	Sample []byte `protobuf:"bytes,5,opt,name=sample,proto3" json:"sample,omitempty"`
+	// source that they came from.
+	Source        string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drift) Reset() {
+	*x = Drift{}
+	mi := &file_penstock_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drift) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drift) ProtoMessage() {}
+
+func (x *Drift) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drift.ProtoReflect.Descriptor instead.
+func (*Drift) Descriptor() ([]byte, []int) {
+	return file_penstock_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Drift) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Drift) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Drift) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *Drift) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *Drift) GetSample() []byte {
+	if x != nil {
+		return x.Sample
+	}
+	return nil
+}
+
+func (x *Drift) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 // Routed: one UNIQUE frame was judged and, unless empty, stored in EVENTS.
 // Counts once by (lane, sequence); ordinals make sums exact under repeats.
 type Routed struct {
@@ -1467,7 +1805,7 @@ type Routed struct {
 
 func (x *Routed) Reset() {
 	*x = Routed{}
-	mi := &file_penstock_proto_msgTypes[9]
+	mi := &file_penstock_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1817,7 @@ func (x *Routed) String() string {
 func (*Routed) ProtoMessage() {}
 
 func (x *Routed) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[9]
+	mi := &file_penstock_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1830,7 @@ func (x *Routed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Routed.ProtoReflect.Descriptor instead.
 func (*Routed) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{9}
+	return file_penstock_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Routed) GetLane() uint32 {
@@ -1546,7 +1884,7 @@ type RoutedPull struct {
 
 func (x *RoutedPull) Reset() {
 	*x = RoutedPull{}
-	mi := &file_penstock_proto_msgTypes[10]
+	mi := &file_penstock_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1896,7 @@ func (x *RoutedPull) String() string {
 func (*RoutedPull) ProtoMessage() {}
 
 func (x *RoutedPull) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[10]
+	mi := &file_penstock_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1909,7 @@ func (x *RoutedPull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutedPull.ProtoReflect.Descriptor instead.
 func (*RoutedPull) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{10}
+	return file_penstock_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RoutedPull) GetPull() []byte {
@@ -1612,18 +1950,22 @@ func (x *RoutedPull) GetRetyped() map[string]uint64 {
 // Delivered: one EVENTS frame was settled for one destination. Counts once by
 // (destination, sequence).
 type Delivered struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
-	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	EventType     string                 `protobuf:"bytes,3,opt,name=event_type,json=eventType,proto3" json:"event_type,omitempty"`
-	Pulls         []*DeliveredPull       `protobuf:"bytes,4,rep,name=pulls,proto3" json:"pulls,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
+	Sequence    uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	EventType   string                 `protobuf:"bytes,3,opt,name=event_type,json=eventType,proto3" json:"event_type,omitempty"`
+	Pulls       []*DeliveredPull       `protobuf:"bytes,4,rep,name=pulls,proto3" json:"pulls,omitempty"`
+	// replay is the job that had the events delivered once more, "" for the first time.
+	// Those of a replay count once by (destination, replay, sequence), and for nothing
+	// but the replay.
+	Replay        string `protobuf:"bytes,5,opt,name=replay,proto3" json:"replay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Delivered) Reset() {
 	*x = Delivered{}
-	mi := &file_penstock_proto_msgTypes[11]
+	mi := &file_penstock_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1977,7 @@ func (x *Delivered) String() string {
 func (*Delivered) ProtoMessage() {}
 
 func (x *Delivered) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[11]
+	mi := &file_penstock_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1990,7 @@ func (x *Delivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivered.ProtoReflect.Descriptor instead.
 func (*Delivered) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{11}
+	return file_penstock_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Delivered) GetDestination() string {
@@ -1679,6 +2021,13 @@ func (x *Delivered) GetPulls() []*DeliveredPull {
 	return nil
 }
 
+func (x *Delivered) GetReplay() string {
+	if x != nil {
+		return x.Replay
+	}
+	return ""
+}
+
 type DeliveredPull struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Pull        []byte                 `protobuf:"bytes,1,opt,name=pull,proto3" json:"pull,omitempty"`
@@ -1693,7 +2042,7 @@ type DeliveredPull struct {
 
 func (x *DeliveredPull) Reset() {
 	*x = DeliveredPull{}
-	mi := &file_penstock_proto_msgTypes[12]
+	mi := &file_penstock_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +2054,7 @@ func (x *DeliveredPull) String() string {
 func (*DeliveredPull) ProtoMessage() {}
 
 func (x *DeliveredPull) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[12]
+	mi := &file_penstock_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +2067,7 @@ func (x *DeliveredPull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveredPull.ProtoReflect.Descriptor instead.
 func (*DeliveredPull) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{12}
+	return file_penstock_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeliveredPull) GetPull() []byte {
@@ -1777,7 +2126,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_penstock_proto_msgTypes[13]
+	mi := &file_penstock_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +2138,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_proto_msgTypes[13]
+	mi := &file_penstock_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +2151,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_penstock_proto_rawDescGZIP(), []int{13}
+	return file_penstock_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Destination) GetName() string {
@@ -1840,6 +2189,108 @@ func (x *Destination) GetTime() int64 {
 	return 0
 }
 
+// Resolved: an entry of the quarantine is no longer there. Counts once by entry.
+type Resolved struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Entry       string                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Pull        []byte                 `protobuf:"bytes,2,opt,name=pull,proto3" json:"pull,omitempty"`
+	Stage       string                 `protobuf:"bytes,3,opt,name=stage,proto3" json:"stage,omitempty"`
+	Code        string                 `protobuf:"bytes,4,opt,name=code,proto3" json:"code,omitempty"`
+	Destination string                 `protobuf:"bytes,5,opt,name=destination,proto3" json:"destination,omitempty"`
+	// records that the entry stood for.
+	Records       uint64       `protobuf:"varint,6,opt,name=records,proto3" json:"records,omitempty"`
+	How           Resolved_How `protobuf:"varint,7,opt,name=how,proto3,enum=penstock.v1.Resolved_How" json:"how,omitempty"`
+	Job           string       `protobuf:"bytes,8,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resolved) Reset() {
+	*x = Resolved{}
+	mi := &file_penstock_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resolved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resolved) ProtoMessage() {}
+
+func (x *Resolved) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resolved.ProtoReflect.Descriptor instead.
+func (*Resolved) Descriptor() ([]byte, []int) {
+	return file_penstock_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Resolved) GetEntry() string {
+	if x != nil {
+		return x.Entry
+	}
+	return ""
+}
+
+func (x *Resolved) GetPull() []byte {
+	if x != nil {
+		return x.Pull
+	}
+	return nil
+}
+
+func (x *Resolved) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *Resolved) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Resolved) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *Resolved) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *Resolved) GetHow() Resolved_How {
+	if x != nil {
+		return x.How
+	}
+	return Resolved_HOW_UNKNOWN
+}
+
+func (x *Resolved) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
 var File_penstock_proto protoreflect.FileDescriptor
 
 const file_penstock_proto_rawDesc = "" +
@@ -1861,13 +2312,21 @@ const file_penstock_proto_rawDesc = "" +
 	"\x03api\x18\v \x01(\tR\x03api\x12\x1a\n" +
 	"\bresource\x18\f \x01(\tR\bresource\x12\x18\n" +
 	"\aaccount\x18\r \x01(\tR\aaccount\x12\x16\n" +
-	"\x06region\x18\x0e \x01(\tR\x06region\"\x99\x01\n" +
+	"\x06region\x18\x0e \x01(\tR\x06region\"\xd8\x01\n" +
 	"\x06Notice\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12+\n" +
 	"\x06origin\x18\x02 \x01(\v2\x13.penstock.v1.OriginR\x06origin\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x1c\n" +
 	"\tsequencer\x18\x04 \x01(\tR\tsequencer\x12\x16\n" +
-	"\x06region\x18\x05 \x01(\tR\x06region\"\xd6\x05\n" +
+	"\x06region\x18\x05 \x01(\tR\x06region\x12\x14\n" +
+	"\x05allow\x18\x06 \x03(\tR\x05allow\x12'\n" +
+	"\x05parts\x18\a \x03(\v2\x11.penstock.v1.PartR\x05parts\"~\n" +
+	"\x04Part\x12\x16\n" +
+	"\x06record\x18\x01 \x01(\x04R\x06record\x12\x18\n" +
+	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\tR\x06format\x12\x12\n" +
+	"\x04code\x18\x04 \x01(\tR\x04code\x12\x18\n" +
+	"\apayload\x18\x05 \x01(\fR\apayload\"\xd6\x05\n" +
 	"\x05Frame\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\x12\x16\n" +
@@ -1898,7 +2357,7 @@ const file_penstock_proto_rawDesc = "" +
 	"\x0fmessage_records\x18\x17 \x03(\rR\x0emessageRecords\x12!\n" +
 	"\fmessage_sent\x18\x18 \x03(\x12R\vmessageSent\x12\x1b\n" +
 	"\tbody_size\x18\x1e \x01(\x04R\bbodySize\x12\x12\n" +
-	"\x04body\x18\x1f \x01(\fR\x04body\"\xe2\x05\n" +
+	"\x04body\x18\x1f \x01(\fR\x04body\"\x85\a\n" +
 	"\n" +
 	"Quarantine\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x0e\n" +
@@ -1923,7 +2382,15 @@ const file_penstock_proto_rawDesc = "" +
 	"\asubject\x18\x13 \x01(\tR\asubject\x12\x16\n" +
 	"\x06format\x18\x14 \x01(\tR\x06format\x12 \n" +
 	"\vdestination\x18\x15 \x01(\tR\vdestination\x12\x16\n" +
-	"\x06header\x18\x16 \x01(\fR\x06header\"\x85\x01\n" +
+	"\x06header\x18\x16 \x01(\fR\x06header\x12\x19\n" +
+	"\bevent_id\x18\x17 \x01(\fR\aeventId\x12\x1d\n" +
+	"\n" +
+	"event_type\x18\x18 \x01(\tR\teventType\x12\x1d\n" +
+	"\n" +
+	"event_time\x18\x19 \x01(\x03R\teventTime\x12\x18\n" +
+	"\aaccount\x18\x1a \x01(\tR\aaccount\x12\x16\n" +
+	"\x06region\x18\x1b \x01(\tR\x06region\x12\x16\n" +
+	"\x06replay\x18\x1c \x01(\tR\x06replay\"\x85\x01\n" +
 	"\x05Holds\x12\x11\n" +
 	"\rHOLDS_UNKNOWN\x10\x00\x12\x10\n" +
 	"\fHOLDS_RECORD\x10\x01\x12\x0f\n" +
@@ -1935,15 +2402,16 @@ const file_penstock_proto_rawDesc = "" +
 	"\x05Facts\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x12'\n" +
-	"\x05facts\x18\x03 \x03(\v2\x11.penstock.v1.FactR\x05facts\"\xcc\x02\n" +
+	"\x05facts\x18\x03 \x03(\v2\x11.penstock.v1.FactR\x05facts\"\x81\x03\n" +
 	"\x04Fact\x126\n" +
 	"\tannounced\x18\x01 \x01(\v2\x16.penstock.v1.AnnouncedH\x00R\tannounced\x120\n" +
 	"\afetched\x18\x02 \x01(\v2\x14.penstock.v1.FetchedH\x00R\afetched\x12-\n" +
 	"\x06parsed\x18\x03 \x01(\v2\x13.penstock.v1.ParsedH\x00R\x06parsed\x12-\n" +
 	"\x06routed\x18\x04 \x01(\v2\x13.penstock.v1.RoutedH\x00R\x06routed\x126\n" +
 	"\tdelivered\x18\x05 \x01(\v2\x16.penstock.v1.DeliveredH\x00R\tdelivered\x12<\n" +
-	"\vdestination\x18\x06 \x01(\v2\x18.penstock.v1.DestinationH\x00R\vdestinationB\x06\n" +
-	"\x04kind\"\xc2\x02\n" +
+	"\vdestination\x18\x06 \x01(\v2\x18.penstock.v1.DestinationH\x00R\vdestination\x123\n" +
+	"\bresolved\x18\a \x01(\v2\x15.penstock.v1.ResolvedH\x00R\bresolvedB\x06\n" +
+	"\x04kind\"\xea\x02\n" +
 	"\tAnnounced\x12+\n" +
 	"\x06origin\x18\x01 \x01(\v2\x13.penstock.v1.OriginR\x06origin\x12)\n" +
 	"\x02as\x18\x02 \x01(\x0e2\x19.penstock.v1.Announced.AsR\x02as\x12\x12\n" +
@@ -1951,7 +2419,9 @@ const file_penstock_proto_rawDesc = "" +
 	"\bmessages\x18\x04 \x01(\rR\bmessages\x12\x1f\n" +
 	"\vmessage_ids\x18\x05 \x01(\fR\n" +
 	"messageIds\x12'\n" +
-	"\x0fmessage_records\x18\x06 \x03(\rR\x0emessageRecords\"c\n" +
+	"\x0fmessage_records\x18\x06 \x03(\rR\x0emessageRecords\x12\x14\n" +
+	"\x05again\x18\a \x01(\fR\x05again\x12\x10\n" +
+	"\x03job\x18\b \x01(\tR\x03job\"c\n" +
 	"\x02As\x12\x0e\n" +
 	"\n" +
 	"AS_UNKNOWN\x10\x00\x12\r\n" +
@@ -1979,20 +2449,28 @@ const file_penstock_proto_rawDesc = "" +
 	"\fEND_COMPLETE\x10\x01\x12\x11\n" +
 	"\rEND_TRUNCATED\x10\x02\x12\x0f\n" +
 	"\vEND_SKIPPED\x10\x03\x12\x13\n" +
-	"\x0fEND_QUARANTINED\x10\x04\"\xe9\x02\n" +
+	"\x0fEND_QUARANTINED\x10\x04\"\x93\x03\n" +
 	"\x06Parsed\x12\x12\n" +
 	"\x04pull\x18\x01 \x01(\fR\x04pull\x12\x19\n" +
 	"\bframe_no\x18\x02 \x01(\rR\aframeNo\x12\x18\n" +
 	"\arecords\x18\x03 \x01(\x04R\arecords\x12\x16\n" +
 	"\x06events\x18\x04 \x01(\x04R\x06events\x12:\n" +
 	"\askipped\x18\x05 \x03(\v2 .penstock.v1.Parsed.SkippedEntryR\askipped\x12F\n" +
-	"\vquarantined\x18\x06 \x03(\v2$.penstock.v1.Parsed.QuarantinedEntryR\vquarantined\x1a:\n" +
+	"\vquarantined\x18\x06 \x03(\v2$.penstock.v1.Parsed.QuarantinedEntryR\vquarantined\x12(\n" +
+	"\x05drift\x18\a \x03(\v2\x12.penstock.v1.DriftR\x05drift\x1a:\n" +
 	"\fSkippedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a>\n" +
 	"\x10QuarantinedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9e\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x91\x01\n" +
+	"\x05Drift\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\tR\x06format\x12\x18\n" +
+	"\arecords\x18\x04 \x01(\x04R\arecords\x12\x16\n" +
+	"\x06sample\x18\x05 \x01(\fR\x06sample\x12\x16\n" +
+	"\x06source\x18\x06 \x01(\tR\x06source\"\x9e\x01\n" +
 	"\x06Routed\x12\x12\n" +
 	"\x04lane\x18\x01 \x01(\rR\x04lane\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1d\n" +
@@ -2012,13 +2490,14 @@ const file_penstock_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +
 	"\fRetypedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xb2\x01\n" +
 	"\tDelivered\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1d\n" +
 	"\n" +
 	"event_type\x18\x03 \x01(\tR\teventType\x120\n" +
-	"\x05pulls\x18\x04 \x03(\v2\x1a.penstock.v1.DeliveredPullR\x05pulls\"\x86\x02\n" +
+	"\x05pulls\x18\x04 \x03(\v2\x1a.penstock.v1.DeliveredPullR\x05pulls\x12\x16\n" +
+	"\x06replay\x18\x05 \x01(\tR\x06replay\"\x86\x02\n" +
 	"\rDeliveredPull\x12\x12\n" +
 	"\x04pull\x18\x01 \x01(\fR\x04pull\x12\x1c\n" +
 	"\tconfirmed\x18\x02 \x01(\x04R\tconfirmed\x12\x1a\n" +
@@ -2033,7 +2512,20 @@ const file_penstock_proto_rawDesc = "" +
 	"\x05types\x18\x02 \x03(\tR\x05types\x12\x14\n" +
 	"\x05first\x18\x03 \x01(\x04R\x05first\x12\x18\n" +
 	"\aremoved\x18\x04 \x01(\bR\aremoved\x12\x12\n" +
-	"\x04time\x18\x05 \x01(\x03R\x04timeB0Z.github.com/penstock/penstock/messages;messagesb\x06proto3"
+	"\x04time\x18\x05 \x01(\x03R\x04time\"\x96\x02\n" +
+	"\bResolved\x12\x14\n" +
+	"\x05entry\x18\x01 \x01(\tR\x05entry\x12\x12\n" +
+	"\x04pull\x18\x02 \x01(\fR\x04pull\x12\x14\n" +
+	"\x05stage\x18\x03 \x01(\tR\x05stage\x12\x12\n" +
+	"\x04code\x18\x04 \x01(\tR\x04code\x12 \n" +
+	"\vdestination\x18\x05 \x01(\tR\vdestination\x12\x18\n" +
+	"\arecords\x18\x06 \x01(\x04R\arecords\x12+\n" +
+	"\x03how\x18\a \x01(\x0e2\x19.penstock.v1.Resolved.HowR\x03how\x12\x10\n" +
+	"\x03job\x18\b \x01(\tR\x03job\";\n" +
+	"\x03How\x12\x0f\n" +
+	"\vHOW_UNKNOWN\x10\x00\x12\x10\n" +
+	"\fHOW_REDRIVEN\x10\x01\x12\x11\n" +
+	"\rHOW_DISCARDED\x10\x02B0Z.github.com/penstock/penstock/messages;messagesb\x06proto3"
 
 var (
 	file_penstock_proto_rawDescOnce sync.Once
@@ -2047,61 +2539,69 @@ func file_penstock_proto_rawDescGZIP() []byte {
 	return file_penstock_proto_rawDescData
 }
 
-var file_penstock_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_penstock_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_penstock_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_penstock_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_penstock_proto_goTypes = []any{
 	(Quarantine_Holds)(0), // 0: penstock.v1.Quarantine.Holds
 	(Announced_As)(0),     // 1: penstock.v1.Announced.As
 	(Fetched_End)(0),      // 2: penstock.v1.Fetched.End
-	(*Origin)(nil),        // 3: penstock.v1.Origin
-	(*Notice)(nil),        // 4: penstock.v1.Notice
-	(*Frame)(nil),         // 5: penstock.v1.Frame
-	(*Quarantine)(nil),    // 6: penstock.v1.Quarantine
-	(*Facts)(nil),         // 7: penstock.v1.Facts
-	(*Fact)(nil),          // 8: penstock.v1.Fact
-	(*Announced)(nil),     // 9: penstock.v1.Announced
-	(*Fetched)(nil),       // 10: penstock.v1.Fetched
-	(*Parsed)(nil),        // 11: penstock.v1.Parsed
-	(*Routed)(nil),        // 12: penstock.v1.Routed
-	(*RoutedPull)(nil),    // 13: penstock.v1.RoutedPull
-	(*Delivered)(nil),     // 14: penstock.v1.Delivered
-	(*DeliveredPull)(nil), // 15: penstock.v1.DeliveredPull
-	(*Destination)(nil),   // 16: penstock.v1.Destination
-	nil,                   // 17: penstock.v1.Fetched.QuarantinedEntry
-	nil,                   // 18: penstock.v1.Parsed.SkippedEntry
-	nil,                   // 19: penstock.v1.Parsed.QuarantinedEntry
-	nil,                   // 20: penstock.v1.RoutedPull.DroppedEntry
-	nil,                   // 21: penstock.v1.RoutedPull.RetypedEntry
-	nil,                   // 22: penstock.v1.DeliveredPull.QuarantinedEntry
+	(Resolved_How)(0),     // 3: penstock.v1.Resolved.How
+	(*Origin)(nil),        // 4: penstock.v1.Origin
+	(*Notice)(nil),        // 5: penstock.v1.Notice
+	(*Part)(nil),          // 6: penstock.v1.Part
+	(*Frame)(nil),         // 7: penstock.v1.Frame
+	(*Quarantine)(nil),    // 8: penstock.v1.Quarantine
+	(*Facts)(nil),         // 9: penstock.v1.Facts
+	(*Fact)(nil),          // 10: penstock.v1.Fact
+	(*Announced)(nil),     // 11: penstock.v1.Announced
+	(*Fetched)(nil),       // 12: penstock.v1.Fetched
+	(*Parsed)(nil),        // 13: penstock.v1.Parsed
+	(*Drift)(nil),         // 14: penstock.v1.Drift
+	(*Routed)(nil),        // 15: penstock.v1.Routed
+	(*RoutedPull)(nil),    // 16: penstock.v1.RoutedPull
+	(*Delivered)(nil),     // 17: penstock.v1.Delivered
+	(*DeliveredPull)(nil), // 18: penstock.v1.DeliveredPull
+	(*Destination)(nil),   // 19: penstock.v1.Destination
+	(*Resolved)(nil),      // 20: penstock.v1.Resolved
+	nil,                   // 21: penstock.v1.Fetched.QuarantinedEntry
+	nil,                   // 22: penstock.v1.Parsed.SkippedEntry
+	nil,                   // 23: penstock.v1.Parsed.QuarantinedEntry
+	nil,                   // 24: penstock.v1.RoutedPull.DroppedEntry
+	nil,                   // 25: penstock.v1.RoutedPull.RetypedEntry
+	nil,                   // 26: penstock.v1.DeliveredPull.QuarantinedEntry
 }
 var file_penstock_proto_depIdxs = []int32{
-	3,  // 0: penstock.v1.Notice.origin:type_name -> penstock.v1.Origin
-	3,  // 1: penstock.v1.Frame.origins:type_name -> penstock.v1.Origin
-	3,  // 2: penstock.v1.Quarantine.origin:type_name -> penstock.v1.Origin
-	0,  // 3: penstock.v1.Quarantine.holds:type_name -> penstock.v1.Quarantine.Holds
-	8,  // 4: penstock.v1.Facts.facts:type_name -> penstock.v1.Fact
-	9,  // 5: penstock.v1.Fact.announced:type_name -> penstock.v1.Announced
-	10, // 6: penstock.v1.Fact.fetched:type_name -> penstock.v1.Fetched
-	11, // 7: penstock.v1.Fact.parsed:type_name -> penstock.v1.Parsed
-	12, // 8: penstock.v1.Fact.routed:type_name -> penstock.v1.Routed
-	14, // 9: penstock.v1.Fact.delivered:type_name -> penstock.v1.Delivered
-	16, // 10: penstock.v1.Fact.destination:type_name -> penstock.v1.Destination
-	3,  // 11: penstock.v1.Announced.origin:type_name -> penstock.v1.Origin
-	1,  // 12: penstock.v1.Announced.as:type_name -> penstock.v1.Announced.As
-	2,  // 13: penstock.v1.Fetched.end:type_name -> penstock.v1.Fetched.End
-	17, // 14: penstock.v1.Fetched.quarantined:type_name -> penstock.v1.Fetched.QuarantinedEntry
-	18, // 15: penstock.v1.Parsed.skipped:type_name -> penstock.v1.Parsed.SkippedEntry
-	19, // 16: penstock.v1.Parsed.quarantined:type_name -> penstock.v1.Parsed.QuarantinedEntry
-	13, // 17: penstock.v1.Routed.pulls:type_name -> penstock.v1.RoutedPull
-	20, // 18: penstock.v1.RoutedPull.dropped:type_name -> penstock.v1.RoutedPull.DroppedEntry
-	21, // 19: penstock.v1.RoutedPull.retyped:type_name -> penstock.v1.RoutedPull.RetypedEntry
-	15, // 20: penstock.v1.Delivered.pulls:type_name -> penstock.v1.DeliveredPull
-	22, // 21: penstock.v1.DeliveredPull.quarantined:type_name -> penstock.v1.DeliveredPull.QuarantinedEntry
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	4,  // 0: penstock.v1.Notice.origin:type_name -> penstock.v1.Origin
+	6,  // 1: penstock.v1.Notice.parts:type_name -> penstock.v1.Part
+	4,  // 2: penstock.v1.Frame.origins:type_name -> penstock.v1.Origin
+	4,  // 3: penstock.v1.Quarantine.origin:type_name -> penstock.v1.Origin
+	0,  // 4: penstock.v1.Quarantine.holds:type_name -> penstock.v1.Quarantine.Holds
+	10, // 5: penstock.v1.Facts.facts:type_name -> penstock.v1.Fact
+	11, // 6: penstock.v1.Fact.announced:type_name -> penstock.v1.Announced
+	12, // 7: penstock.v1.Fact.fetched:type_name -> penstock.v1.Fetched
+	13, // 8: penstock.v1.Fact.parsed:type_name -> penstock.v1.Parsed
+	15, // 9: penstock.v1.Fact.routed:type_name -> penstock.v1.Routed
+	17, // 10: penstock.v1.Fact.delivered:type_name -> penstock.v1.Delivered
+	19, // 11: penstock.v1.Fact.destination:type_name -> penstock.v1.Destination
+	20, // 12: penstock.v1.Fact.resolved:type_name -> penstock.v1.Resolved
+	4,  // 13: penstock.v1.Announced.origin:type_name -> penstock.v1.Origin
+	1,  // 14: penstock.v1.Announced.as:type_name -> penstock.v1.Announced.As
+	2,  // 15: penstock.v1.Fetched.end:type_name -> penstock.v1.Fetched.End
+	21, // 16: penstock.v1.Fetched.quarantined:type_name -> penstock.v1.Fetched.QuarantinedEntry
+	22, // 17: penstock.v1.Parsed.skipped:type_name -> penstock.v1.Parsed.SkippedEntry
+	23, // 18: penstock.v1.Parsed.quarantined:type_name -> penstock.v1.Parsed.QuarantinedEntry
+	14, // 19: penstock.v1.Parsed.drift:type_name -> penstock.v1.Drift
+	16, // 20: penstock.v1.Routed.pulls:type_name -> penstock.v1.RoutedPull
+	24, // 21: penstock.v1.RoutedPull.dropped:type_name -> penstock.v1.RoutedPull.DroppedEntry
+	25, // 22: penstock.v1.RoutedPull.retyped:type_name -> penstock.v1.RoutedPull.RetypedEntry
+	18, // 23: penstock.v1.Delivered.pulls:type_name -> penstock.v1.DeliveredPull
+	26, // 24: penstock.v1.DeliveredPull.quarantined:type_name -> penstock.v1.DeliveredPull.QuarantinedEntry
+	3,  // 25: penstock.v1.Resolved.how:type_name -> penstock.v1.Resolved.How
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_penstock_proto_init() }
@@ -2109,21 +2609,22 @@ func file_penstock_proto_init() {
 	if File_penstock_proto != nil {
 		return
 	}
-	file_penstock_proto_msgTypes[5].OneofWrappers = []any{
+	file_penstock_proto_msgTypes[6].OneofWrappers = []any{
 		(*Fact_Announced)(nil),
 		(*Fact_Fetched)(nil),
 		(*Fact_Parsed)(nil),
 		(*Fact_Routed)(nil),
 		(*Fact_Delivered)(nil),
 		(*Fact_Destination)(nil),
+		(*Fact_Resolved)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_penstock_proto_rawDesc), len(file_penstock_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   20,
+			NumEnums:      4,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -58,7 +58,7 @@ func DecodeFrame(b []byte) (View, error) {
 	if err != nil {
 		return View{}, errFrame.New(err, "read a frame of %d bytes", len(b))
 	}
-	if err := checkVersion(errFrame, "frame", version, frameVersion); err != nil {
+	if err := checkVersion(errFrame, "frame", version, frameKnown); err != nil {
 		return View{}, err
 	}
 	if err := v.check(); err != nil {
@@ -435,6 +435,20 @@ func (v *View) BodySize() int { return int(v.bodySize) } // at most MaxBody
 
 // ID returns the id of event i. It panics for raw records, which have none.
 func (v *View) ID(i int) ID { return ID(v.ids[i*len(ID{}):]) }
+
+// AppendSeenIDs appends the ids under which dedupe remembers the events, 16 bytes each:
+// their own, or of a frame that a replay has made, ones that follow from the replay as
+// well, so that they meet none but those of the same replay.
+func (v *View) AppendSeenIDs(dst []byte) []byte {
+	if len(v.replay) == 0 {
+		return append(dst, v.ids...)
+	}
+	for at := 0; at < len(v.ids); at += len(ID{}) {
+		id := NewID(v.replay, v.ids[at:at+len(ID{})])
+		dst = append(dst, id[:]...)
+	}
+	return dst
+}
 
 // MessageIDs returns the ids of the SQS messages that the records came in, 16 bytes
 // each: a slice of the frame, empty where the origin is not several messages.
