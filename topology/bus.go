@@ -1,13 +1,17 @@
 package topology
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -22,6 +26,10 @@ import (
 var (
 	errConnect = fault.Define("bus.connect_failed", fault.Retry,
 		"check that the NATS server runs at that address, that JetStream is on, and that the credentials are right")
+	errRefused = fault.Define("bus.refused", fault.Stop,
+		"check bus.user and bus.password, the token, the credentials file or the client's certificate against the server's users")
+	errNotPermitted = fault.Define("bus.not_permitted", fault.Stop,
+		"write the users anew with this version of penstock, and have the NATS servers read them: penstock topology users --dir …, nats-server --signal reload")
 	errNoTopology = fault.Define("bus.no_topology", fault.Stop,
 		"create the streams first: penstock topology apply")
 )
@@ -32,6 +40,9 @@ type Options struct {
 	URL string
 	// CredsFile, User, Password and Token authenticate; all may be empty.
 	CredsFile, User, Password, Token string
+	// InboxPrefix is what the subjects of answers begin with. Empty: that of the role
+	// that User names, else the one that all NATS clients share.
+	InboxPrefix string
 	// CAFile, CertFile and KeyFile set up TLS; all may be empty.
 	CAFile, CertFile, KeyFile string
 	// Name is shown in the server's connection list and owns leases: unique
@@ -55,6 +66,16 @@ type Options struct {
 	Log *slog.Logger
 }
 
+// user is the name by which the server knows us, "" when there is none.
+func (o *Options) user() string {
+	if o.User == "" {
+		if u, err := url.Parse(strings.Split(o.URL, ",")[0]); err == nil {
+			return u.User.Username()
+		}
+	}
+	return o.User
+}
+
 // Bus is a connection of one stage to the streams.
 type Bus struct {
 	options Options
@@ -64,6 +85,11 @@ type Bus struct {
 	log     *slog.Logger
 	slow    *slowPublisher
 	ledger  map[Stage]*ledgerWriter
+	// allowed is what the server lets our user do; nil is all, or not known.
+	allowed *Permissions
+	// reconnects counts how often the connection came back: pulls that were under way
+	// on the one before are answered no more.
+	reconnects atomic.Uint64
 	// life ends when the bus is closed.
 	life context.Context
 	end  context.CancelFunc
@@ -105,7 +131,11 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 	b.life, b.end = context.WithCancel(context.Background())
 	opts := []nats.Option{
 		nats.Name(o.Name), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond), nats.ReconnectJitter(250*time.Millisecond, time.Second),
-		nats.Timeout(5 * time.Second), nats.PingInterval(10 * time.Second), nats.MaxPingsOutstanding(3),
+		// Who is refused tries on, too: users may be written anew just now. Else the connection
+		// would be closed for good, and its stage stand still in a process that lives on.
+		nats.IgnoreAuthErrorAbort(),
+		// A connection that died without a word is noticed after 10 to 15 seconds.
+		nats.Timeout(5 * time.Second), nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(2),
 		// What was published while there is no connection is retried by us, with
 		// its message id; a client-side buffer would only delay the news.
 		nats.ReconnectBufSize(-1),
@@ -114,15 +144,28 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 				b.log.Warn("bus connection lost, reconnecting", "err", err)
 			}
 		}),
-		nats.ReconnectHandler(func(c *nats.Conn) { b.log.Info("bus connection is back", "server", c.ConnectedServerName()) }),
+		nats.ReconnectHandler(func(c *nats.Conn) {
+			b.reconnects.Add(1)
+			b.log.Info("bus connection is back", "server", c.ConnectedServerName())
+		}),
 		nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {
 			subject, messages, bytes := "", 0, 0
 			if s != nil {
 				subject = s.Subject
 				messages, bytes, _ = s.Pending()
 			}
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				b.refusal(err)
+				return
+			}
 			b.log.Error("bus reports an error", "subject", subject, "pending_messages", messages, "pending_bytes", bytes, "err", err)
 		}),
+	}
+	if role := roleOf(o.user()); o.InboxPrefix == "" && role != "" {
+		o.InboxPrefix = role.Inbox()
+	}
+	if o.InboxPrefix != "" {
+		opts = append(opts, nats.CustomInboxPrefix(o.InboxPrefix))
 	}
 	if o.User != "" {
 		opts = append(opts, nats.UserInfo(o.User, o.Password))
@@ -139,18 +182,24 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 	if o.CertFile != "" {
 		opts = append(opts, nats.ClientCert(o.CertFile, o.KeyFile))
 	}
+	began, told := time.Now(), false
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 3*time.Second) {
 		nc, err := nats.Connect(o.URL, opts...)
+		err = withoutURL(err)
 		if err == nil {
 			b.nc = nc
 			break
 		}
 		if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrInvalidConnection) {
-			return nil, errConnect.New(err, "connect to the bus at %s", redactURL(o.URL))
+			return nil, errRefused.New(err, "connect to the bus at %s", redactURL(o.URL))
+		}
+		if !told && time.Since(began) > 5*time.Second {
+			told = true
+			b.log.Warn("the bus does not answer yet, trying on", "url", redactURL(o.URL), "err", err)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errConnect.New(errors.Join(err, context.Cause(ctx)), "connect to the bus at %s", redactURL(o.URL))
+			return nil, errConnect.New(fmt.Errorf("%w; %w", err, context.Cause(ctx)), "connect to the bus at %s", redactURL(o.URL))
 		case <-time.After(wait):
 		}
 	}
@@ -166,7 +215,108 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 	for _, s := range Stages {
 		b.ledger[s] = newLedgerWriter(b, s)
 	}
+	b.learn(ctx)
+	go b.attend()
 	return b, nil
+}
+
+// learn asks the server what our user may do. Who gets no answer tries, and sees.
+func (b *Bus) learn(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	m, err := b.nc.RequestWithContext(ctx, "$SYS.REQ.USER.INFO", nil)
+	if err != nil {
+		return
+	}
+	type list struct {
+		Allow []string `json:"allow"`
+		Deny  []string `json:"deny"`
+	}
+	var info struct {
+		Data struct {
+			Permissions *struct {
+				Publish list `json:"publish"`
+			} `json:"permissions"`
+		} `json:"data"`
+	}
+	if json.Unmarshal(m.Data, &info) != nil || info.Data.Permissions == nil {
+		return
+	}
+	p := info.Data.Permissions.Publish
+	if len(p.Allow)+len(p.Deny) == 0 {
+		return
+	}
+	if len(p.Allow) == 0 {
+		p.Allow = []string{">"}
+	}
+	b.allowed = &Permissions{Publish: p.Allow, Deny: p.Deny}
+}
+
+// may tells whether our user may publish to a subject.
+func (b *Bus) may(subject string) bool { return b.allowed == nil || b.allowed.May(subject) }
+
+// MayApply tells whether our user may create the streams.
+func (b *Bus) MayApply() bool {
+	for _, s := range Flow {
+		if !b.may("$JS.API.STREAM.CREATE." + s.Name) {
+			return false
+		}
+	}
+	return true
+}
+
+// bucketsReady returns nil when the buckets and consumers are there that our user may look
+// at, and not make.
+func (b *Bus) bucketsReady(ctx context.Context) error {
+	for _, kv := range buckets {
+		if !b.may("$JS.API.STREAM.INFO.KV_" + kv.name) {
+			continue
+		}
+		if _, err := b.bucket(ctx, kv.name); err != nil {
+			return errNoTopology.New(err, "look up the bucket %s", kv.name)
+		}
+	}
+	for _, c := range fixed { // made last, for those who may not make them
+		at := c.Stream + "." + c.Durable
+		if !b.may("$JS.API.CONSUMER.MSG.NEXT."+at) || b.may("$JS.API.CONSUMER.CREATE."+at) {
+			continue
+		}
+		if _, err := b.js.Consumer(ctx, c.Stream, c.Durable); err != nil {
+			return errNoTopology.New(err, "look up consumer %s", c.Durable)
+		}
+	}
+	return nil
+}
+
+// AwaitStreams waits until somebody else has created the streams, or ctx ends.
+func (b *Bus) AwaitStreams(ctx context.Context) error {
+	for wait, told := 100*time.Millisecond, false; ; wait = min(2*wait, 2*time.Second) {
+		err := errors.Join(b.Ready(ctx), b.bucketsReady(ctx))
+		if err == nil {
+			if told {
+				b.log.Info("the streams are there")
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		if !told {
+			told = true
+			b.log.Warn("the streams are not there yet, and this user may not create them: waiting until the user admin does: penstock topology apply", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+		}
+	}
+}
+
+// refusal says who may not do what, and how to mend it.
+func (b *Bus) refusal(err error) {
+	user := cmp.Or(b.options.user(), "of this connection")
+	b.log.Error("the NATS user may not do what penstock needs", "user", user, "code", errNotPermitted.Code, "err", errNotPermitted.New(err, "use the bus as user %s", user))
 }
 
 // redactURL hides what may be a password in the user part of a server URL.
@@ -174,19 +324,37 @@ func redactURL(urls string) string {
 	parts := strings.Split(urls, ",")
 	for i, u := range parts {
 		if at := strings.LastIndex(u, "@"); at >= 0 {
-			scheme, _, _ := strings.Cut(u, "://")
-			parts[i] = scheme + "://[redacted]@" + u[at+1:]
+			scheme, _, found := strings.Cut(u, "://")
+			if found {
+				scheme += "://"
+			} else {
+				scheme = "" // all before the @ may be a token
+			}
+			parts[i] = scheme + "[redacted]@" + u[at+1:]
 		}
 	}
 	return strings.Join(parts, ",")
 }
 
+// withoutURL is what is wrong with a URL without the URL, which may hold a password.
+func withoutURL(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
 // MaxPayload is the largest message that the server takes, in bytes.
 func (b *Bus) MaxPayload() int64 { return min(b.nc.MaxPayload(), messages.MaxFrame) }
 
-// Ready returns nil when the server answers and the streams are there.
+// Ready returns nil when the server answers and the streams are there, as far as our user
+// may look.
 func (b *Bus) Ready(ctx context.Context) error {
 	for _, s := range Flow {
+		if !b.may("$JS.API.STREAM.INFO." + s.Name) {
+			continue // none of our business
+		}
 		if _, err := b.js.Stream(ctx, s.Name); err != nil {
 			if errors.Is(err, jetstream.ErrStreamNotFound) {
 				return errNoTopology.New(err, "look up stream %s", s.Name)

@@ -577,7 +577,12 @@ func TestOrderedReaderAsksForNoMoreThanItTakes(t *testing.T) {
 func TestEventLogTakesAFrameOnceAfterTheDuplicateWindow(t *testing.T) {
 	e := testServer(t, t.TempDir(), 256<<20)
 	b := testConnect(t, e, Options{Name: "route", Remembered: time.Millisecond})
-	if _, err := b.Apply(t.Context(), Limits{Disk: 256 << 20, DuplicateWindow: 200 * time.Millisecond}); err != nil {
+	if _, err := b.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	log := Limits{Disk: 256 << 20}.withDefaults().config(row(Events))
+	log.Duplicates = 200 * time.Millisecond
+	if _, err := b.js.UpdateStream(t.Context(), log); err != nil {
 		t.Fatal(err)
 	}
 	publish(t, b, Message{Subject: UniqueSubject(0), ID: "in", Data: []byte("frame")})

@@ -102,48 +102,17 @@ func (b *Bus) FollowControls(ctx context.Context, f func(map[string]Control)) {
 
 // watchControls calls f until it returns an error, ctx ends or the watch breaks.
 func (b *Bus) watchControls(ctx context.Context, f func(map[string]Control) error) error {
-	kv, err := b.bucket(ctx, controlBucket)
-	if err != nil {
-		return errControl.New(err, "open the bucket %s", controlBucket)
+	read := func(entry jetstream.KeyValueEntry) (c Control, err error) {
+		err = json.Unmarshal(entry.Value(), &c)
+		return c, err
 	}
-	watch, err := kv.Watch(ctx, controlPrefix+">")
-	if err != nil {
-		return errControl.New(err, "watch the bucket %s", controlBucket)
-	}
-	defer func() { _ = watch.Stop() }()
-	byKey, complete := map[string]Control{}, false
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case entry, ok := <-watch.Updates():
-			switch {
-			case !ok:
-				return errControl.New(nil, "watch the bucket %s", controlBucket)
-			case entry == nil: // all that was there has been shown
-				complete = true
-			case entry.Operation() != jetstream.KeyValuePut:
-				delete(byKey, entry.Key())
-			default:
-				var c Control
-				if err := json.Unmarshal(entry.Value(), &c); err != nil {
-					b.log.Warn("what was said about a destination cannot be read", "key", entry.Key(), "err", err)
-					continue
-				}
-				byKey[entry.Key()] = c
-			}
-		}
-		if !complete {
-			continue
-		}
+	return watchBucket(ctx, b, controlBucket, controlPrefix+">", errControl, read, func(byKey map[string]Control) error {
 		said := make(map[string]Control, len(byKey))
 		for _, c := range byKey {
 			said[c.Destination] = c
 		}
-		if err := f(said); err != nil {
-			return err
-		}
-	}
+		return f(said)
+	})
 }
 
 // questionSubject is where questions to all processes are put.

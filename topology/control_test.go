@@ -192,7 +192,7 @@ func TestReadersChangeTheirTypes(t *testing.T) {
 		t.Errorf("%+v, %v", readers, err)
 	}
 	// What the server refuses to change is no trouble while it is as wanted.
-	if _, err := b.js.CreateConsumer(t.Context(), Events, jetstream.ConsumerConfig{Durable: "deliver-other", AckPolicy: jetstream.AckNonePolicy, FilterSubjects: []string{"penstock.event.a"}}); err != nil {
+	if _, err := b.js.CreateConsumer(t.Context(), Events, jetstream.ConsumerConfig{Durable: "deliver-other", AckPolicy: jetstream.AckNonePolicy, FilterSubjects: []string{"penstock.event.a", "penstock.again.other"}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.Begin(t.Context(), DeliverConsumer("other", []string{"a"}, Start{})); err != nil {

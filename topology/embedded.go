@@ -93,7 +93,7 @@ func startWithPassword(o EmbeddedOptions, password string) (*Embedded, error) {
 		ServerName: "penstock-embedded", Host: addr.IP.String(), Port: port, DontListen: false,
 		NoSigs: true, NoLog: false, MaxPayload: 8 << 20, MaxPending: 128 << 20,
 		Username: embeddedUser, Password: string(hash),
-		JetStream: true, StoreDir: o.Dir, JetStreamMaxStore: o.Disk + o.Disk/8 + 32<<20, // and the buckets
+		JetStream: true, StoreDir: o.Dir, JetStreamMaxStore: o.Disk + o.Disk/8 + 96<<20, // and the buckets
 		JetStreamMaxMemory: 64 << 20,
 		SyncAlways:         o.SyncInterval == 0, SyncInterval: o.SyncInterval,
 		WriteDeadline: 30 * time.Second,

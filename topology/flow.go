@@ -32,13 +32,15 @@ const (
 	Seen       = "SEEN"
 	Quarantine = "QUARANTINE"
 	Ledger     = "LEDGER"
+	Audit      = "AUDIT"
 )
 
 // Stream is one row of the flow: a log, who writes it, who reads it, and how
 // long it is kept.
 type Stream struct {
-	Name     string
-	Subjects string
+	Name string
+	// Subjects are what it stores. Whoever reads it without a filter gets the first.
+	Subjects []string
 	// From and To are the stages that write and read it.
 	From, To []Stage
 	// Share of the disk budget, in per mille; all together make 1000.
@@ -74,14 +76,15 @@ const day = 24 * time.Hour
 
 // Flow is the whole pipeline. Subjects come from the functions below.
 var Flow = []Stream{
-	{Notices, "penstock.notice.>", []Stage{Ingest}, []Stage{Fetch}, 10, time.Hour, 0, HoldAcks},
-	{Records, "penstock.record.>", []Stage{Ingest, Fetch}, []Stage{Parse}, 170, time.Hour, 0, HoldAcks},
-	{Parsed, "penstock.parsed.>", []Stage{Parse}, []Stage{Dedupe}, 130, 15 * time.Minute, 32 << 20, HoldLanes},
-	{Unique, "penstock.unique.>", []Stage{Dedupe}, []Stage{Route}, 130, 15 * time.Minute, 32 << 20, HoldLanes},
-	{Events, "penstock.event.>", []Stage{Route}, []Stage{Deliver}, 460, 3 * day, 0, HoldAcks},
-	{Seen, "penstock.seen.>", []Stage{Dedupe}, []Stage{Dedupe}, 40, day, 0, HoldNothing},
-	{Quarantine, "penstock.quarantine.>", Stages, nil, 40, 14 * day, 0, HoldAll},
-	{Ledger, "penstock.ledger.>", Stages, nil, 20, 7 * day, 0, HoldNothing},
+	{Notices, []string{"penstock.notice.>"}, []Stage{Ingest}, []Stage{Fetch}, 10, time.Hour, 0, HoldAcks},
+	{Records, []string{"penstock.record.>"}, []Stage{Ingest, Fetch}, []Stage{Parse}, 170, time.Hour, 0, HoldAcks},
+	{Parsed, []string{"penstock.parsed.>"}, []Stage{Parse}, []Stage{Dedupe}, 130, 15 * time.Minute, 32 << 20, HoldLanes},
+	{Unique, []string{"penstock.unique.>"}, []Stage{Dedupe}, []Stage{Route}, 130, 15 * time.Minute, 32 << 20, HoldLanes},
+	{Events, []string{"penstock.event.>", "penstock.again.>"}, []Stage{Route}, []Stage{Deliver}, 455, 3 * day, 0, HoldAcks},
+	{Seen, []string{"penstock.seen.>"}, []Stage{Dedupe}, []Stage{Dedupe}, 40, day, 0, HoldNothing},
+	{Quarantine, []string{"penstock.quarantine.>"}, Stages, nil, 40, 14 * day, 0, HoldAll},
+	{Ledger, []string{"penstock.ledger.>"}, Stages, nil, 20, 7 * day, 0, HoldNothing},
+	{Audit, []string{"penstock.audit"}, nil, nil, 5, 365 * day, 0, HoldNothing},
 }
 
 // Consumer is one durable reader of a stream.
@@ -96,12 +99,26 @@ type Consumer struct {
 	// Window bounds the messages in hand in one process, WindowBytes their bytes.
 	Window      int
 	WindowBytes int64
+	// Destination is for whom it reads the event log, "" for no such.
+	Destination string
+	// Replay is the job that it reads for, "" for live events.
+	Replay string
+}
+
+// label is the consumer's name in metrics: replays come and go, and share one.
+func (c Consumer) label() string {
+	if c.Replay != "" {
+		return replayPrefix + c.Destination
+	}
+	return c.Durable
 }
 
 // Start is where a durable reader begins. The zero value is the oldest message kept.
 type Start struct {
 	// Now begins behind what is stored when the reader is made.
 	Now bool
+	// Sequence begins with the first message at or after it.
+	Sequence uint64
 	// Time begins with the first message that was stored at or after it: the oldest
 	// one kept when they are all newer, and as Now when they are all older.
 	Time time.Time
@@ -117,12 +134,33 @@ var (
 // deliverPrefix is what the names of the readers of destinations begin with.
 const deliverPrefix = "deliver-"
 
-// DeliverConsumer is the reader of a destination. types are event types with
-// NATS wildcards; none means all.
+// replayPrefix is what the names of the readers of replays begin with.
+const replayPrefix = "replay-"
+
+// DeliverConsumer is the reader of a destination: of its types, and of what is sent
+// again to it alone. types are event types with NATS wildcards; none means all.
 func DeliverConsumer(destination string, types []string, start Start) Consumer {
-	c := Consumer{Stage: Deliver, Stream: Events, Durable: deliverPrefix + token(destination), Start: start, Window: 16, WindowBytes: 2 << 20}
-	c.Filters = distinct(EventSubjects(types)) // the server takes none that another covers
+	c := Consumer{Stage: Deliver, Stream: Events, Durable: deliverPrefix + token(destination), Start: start, Window: 16, WindowBytes: 2 << 20, Destination: destination}
+	c.Filters = append(logSubjects(types), AgainSubject(destination))
 	return c
+}
+
+// ReplayConsumer is the reader of a job that sends events of the log to a destination
+// once more. It reads no other replays. Delete it when the job is over: [Bus.EndReplay].
+func ReplayConsumer(job, destination string, types []string, start Start) Consumer {
+	return Consumer{
+		Stage: Deliver, Stream: Events, Durable: replayPrefix + token(job), Filters: logSubjects(types), Start: start,
+		Window: 16, WindowBytes: 2 << 20, Destination: destination, Replay: job,
+	}
+}
+
+// logSubjects are the subjects of event types, none of which another covers: the server
+// takes no such filters. None means all.
+func logSubjects(types []string) []string {
+	if len(types) == 0 {
+		types = []string{">"}
+	}
+	return distinct(EventSubjects(types))
 }
 
 // EventSubjects are the subjects of event types, which may have the wildcards of NATS.
@@ -157,6 +195,10 @@ func EventSubject(eventType string) string {
 	}
 	return "penstock.event." + strings.Join(parts, ".")
 }
+
+// AgainSubject is the event log's subject of events that go to one destination once
+// more: nobody else reads them.
+func AgainSubject(destination string) string { return "penstock.again." + token(destination) }
 
 // QuarantineSubject is where a stage puts what it refuses from source.
 func QuarantineSubject(stage Stage, source string) string {

@@ -2,13 +2,12 @@ package topology
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
+	"math"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -25,13 +24,13 @@ type History struct {
 }
 
 // History reads messages of a stream of [Flow] with subjects that fit one of the
-// filters; none means all.
+// filters; none means all, but what is for one destination alone.
 func (b *Bus) History(stream string, filters []string) *History {
 	h := &History{bus: b, stream: stream, filters: distinct(filters)}
 	if len(h.filters) == 0 {
 		for _, s := range Flow {
 			if s.Name == stream {
-				h.filters = []string{s.Subjects}
+				h.filters = s.Subjects[:1]
 			}
 		}
 	}
@@ -145,6 +144,48 @@ func (h *History) Read(ctx context.Context, from, until uint64, f func(Stored) (
 	return nil
 }
 
+// scanBatch is how many headers one pull of [History.Scan] asks for.
+const scanBatch = 512
+
+// Scan calls f for the messages from a sequence on, in order, as far as before sequence
+// until, until f returns false. It streams them, which for a long stretch is far faster
+// than Read; with headersOnly they come without data. What is trimmed meanwhile is
+// passed over.
+func (h *History) Scan(ctx context.Context, from, until uint64, headersOnly bool, f func(Stored) (bool, error)) error {
+	if from = max(1, from); from >= until {
+		return nil
+	}
+	r := h.reader(from, time.Time{})
+	r.headersOnly = headersOnly
+	if headersOnly {
+		r.batch = scanBatch
+	}
+	end := errors.New("end")
+	err := h.bus.read(ctx, r, func(m Stored) error {
+		if m.Sequence >= until {
+			return end
+		}
+		more, err := f(m)
+		if err == nil && (!more || m.Sequence == until-1) {
+			err = end
+		}
+		return err
+	})
+	if errors.Is(err, end) {
+		return nil
+	}
+	return err
+}
+
+// Get returns the first message at or after a sequence, false when there is none.
+func (h *History) Get(ctx context.Context, from uint64) (m Stored, found bool, err error) {
+	err = h.Read(ctx, from, math.MaxUint64, func(at Stored) (bool, error) {
+		m, found = at, true
+		return false, nil
+	})
+	return m, found, err
+}
+
 // get returns the first message at or after a sequence whose subject fits.
 func (h *History) get(ctx context.Context, from uint64, subject string) (Stored, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
@@ -160,39 +201,20 @@ func (h *History) get(ctx context.Context, from uint64, subject string) (Stored,
 	if err != nil {
 		return Stored{}, false, errRead.New(err, "read %s at %d", subject, from)
 	}
-	return Stored{Subject: m.Subject, Sequence: m.Sequence, Time: m.Time, ID: m.Header.Get(nats.MsgIdHdr), Data: m.Data}, true, nil
+	stored := Stored{Subject: m.Subject, Sequence: m.Sequence, Time: m.Time, Data: m.Data}
+	stored.read(m.Header)
+	return stored, true, nil
 }
 
 // getFromLeader asks the leader of the stream. Any replica answers a direct get; one
 // that lags knows the beginning of the log, so what it finds is right, but not that
 // there is nothing more: who believed it would pass over events.
 func (h *History) getFromLeader(ctx context.Context, from uint64, subject string) (Stored, bool, error) {
-	request, _ := json.Marshal(map[string]any{"seq": max(1, from), "next_by_subj": subject}) // cannot fail
-	reply, err := h.bus.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+h.stream, request)
+	m, found, err := h.bus.leaderGet(ctx, h.stream, map[string]any{"seq": max(1, from), "next_by_subj": subject})
 	if err != nil {
 		return Stored{}, false, errRead.New(err, "read %s at %d", subject, from)
 	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message struct {
-			Subject string    `json:"subject"`
-			Seq     uint64    `json:"seq"`
-			Data    []byte    `json:"data"`
-			Time    time.Time `json:"time"`
-		} `json:"message"`
-	}
-	if err := json.Unmarshal(reply.Data, &answer); err != nil {
-		return Stored{}, false, errRead.New(err, "read %s at %d", subject, from)
-	}
-	switch m := answer.Message; {
-	case answer.Error == nil && m.Seq > 0:
-		return Stored{Subject: m.Subject, Sequence: m.Seq, Time: m.Time, Data: m.Data}, true, nil
-	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return Stored{}, false, nil
-	case answer.Error != nil:
-		return Stored{}, false, errRead.New(answer.Error, "read %s at %d", subject, from)
-	}
-	return Stored{}, false, errRead.New(nil, "read %s at %d: the server's answer has no message", subject, from)
+	return m, found, nil
 }
 
 // reader makes a reader of the headers from a sequence on, or when that is 0 from a
@@ -219,24 +241,32 @@ func (h *History) Pending(ctx context.Context, from uint64) (n uint64, oldest ti
 func (h *History) first(ctx context.Context, r *orderedReader) (Stored, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
 	defer cancel()
+	// The reader may live on a server that lags behind: the leader has the last word.
+	last, err := h.bus.lastFor(ctx, h.stream, h.filters, r.from)
+	if err != nil {
+		return Stored{}, 0, err
+	}
 	if err := r.open(ctx); err != nil {
 		return Stored{}, 0, err
 	}
 	defer r.Close()
 	n := r.pending
-	for n > 0 {
+	for n > 0 || last > 0 && r.next <= last {
 		msg, meta, err := r.Next(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return Stored{}, 0, errRead.New(context.Cause(ctx), "read %s", r.subject)
 		case errors.Is(err, errIdle):
 			if n = min(n, r.pending); r.consumer != "" && r.idle(ctx) {
-				return Stored{}, 0, nil // trimmed meanwhile
+				// Trimmed meanwhile, unless it only lags.
+				if now, err := h.bus.lastFor(ctx, h.stream, h.filters, r.from); err != nil || now < max(1, r.next) {
+					return Stored{}, 0, err
+				}
 			}
 		case err != nil:
 			return Stored{}, 0, err
 		default:
-			return storedOf(msg, meta), n, nil
+			return storedOf(msg, meta), max(1, n), nil
 		}
 	}
 	return Stored{}, 0, nil
@@ -257,4 +287,44 @@ func (h *History) Wait(ctx context.Context, from uint64) error {
 			return err
 		}
 	}
+}
+
+// Follow calls f for the messages from a sequence on, those to come included, until ctx
+// ends (its cause is returned) or f returns an error. idle (may be nil) is called about
+// once a second while nothing comes; its error ends it as well.
+func (h *History) Follow(ctx context.Context, from uint64, f func(Stored) error, idle func() error) error {
+	r := h.reader(max(1, from), time.Time{})
+	r.headersOnly = false
+	defer r.Close()
+	for {
+		msg, meta, err := r.Next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, errIdle):
+			if idle != nil {
+				err = idle()
+			} else {
+				err = nil
+			}
+		case err == nil:
+			err = f(storedOf(msg, meta))
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Trim removes what a stream has before a sequence, whoever still needs it: for tests, and
+// for those who know.
+func (b *Bus) Trim(ctx context.Context, stream string, before uint64) error {
+	s, err := b.js.Stream(ctx, stream)
+	if err == nil {
+		err = s.Purge(ctx, jetstream.WithPurgeSequence(before))
+	}
+	if err != nil {
+		return errRead.New(err, "trim stream %s up to %d", stream, before)
+	}
+	return nil
 }

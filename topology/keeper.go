@@ -6,6 +6,8 @@ import (
 	"errors"
 	"math"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -35,33 +37,175 @@ const (
 	fullAt     = 0.80
 	trimTo     = 0.70
 	keeperTick = time.Second
+	// yieldAt is from where on replays hold nothing back: they send what has got
+	// there before, and a full log would stop what is live.
+	yieldAt = 0.90
 )
 
-// Keep runs the keeper until ctx ends. Every process may call it: one of them
-// does the work.
+// keeperGroup is what the keys of keepers' leases begin with.
+const keeperGroup = "keeper"
+
+// Keep trims streams until ctx ends. Every process may call it: for each stream one that
+// may trim it does the work, or one for all of them when they may trim all.
 func (b *Bus) Keep(ctx context.Context) error {
-	group := &leases{bus: b, group: "keeper", list: func() []string { return []string{"streams"} }, me: b.options.Name, run: func(ctx context.Context, _ *lease) error {
-		return b.keeper(ctx)
-	}}
-	return group.keep(ctx)
+	var mine []Stream
+	for _, s := range Flow {
+		if b.may("$JS.API.STREAM.PURGE." + s.Name) {
+			mine = append(mine, s)
+		}
+	}
+	if len(mine) == len(Flow) {
+		return b.hold(ctx, keeperGroup+".streams", func(ctx context.Context) error { return b.keeper(ctx, mine) })
+	}
+	var wg sync.WaitGroup
+	for _, s := range mine {
+		wg.Go(func() {
+			_ = b.hold(ctx, keeperGroup+"."+s.Name, func(ctx context.Context) error { return b.keeper(ctx, []Stream{s}) }) // nil
+		})
+	}
+	wg.Wait()
+	return nil
 }
 
-func (b *Bus) keeper(ctx context.Context) error {
-	kick := make(chan struct{}, 1)
-	full, err := b.nc.Subscribe(fullSubject+"*", func(*nats.Msg) {
-		select {
-		case kick <- struct{}{}:
-		default:
+// hold does work while a lease is ours: again and again, until ctx ends. Unlike [leases]
+// it asks for the key now and then, and needs no right to make a consumer. Two that hold
+// the same for a moment must do no harm.
+func (b *Bus) hold(ctx context.Context, key string, work func(context.Context) error) error {
+	h := &held{bus: b, key: key}
+	tick := time.NewTicker(leaseRenew)
+	defer tick.Stop()
+	var run sync.WaitGroup
+	end := func() {}
+	defer func() { end(); run.Wait(); h.leave(ctx) }()
+	working := false
+	for {
+		mine, err := h.renew(ctx)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			b.log.Warn("a lease is not to be had, trying on", "key", key, "err", err)
+		case mine && !working:
+			working = true
+			inner, stop := context.WithCancel(ctx)
+			end = stop
+			run.Go(func() {
+				if err := work(inner); err != nil && inner.Err() == nil {
+					b.log.Error("leased work ended with an error", "key", key, "err", err)
+				}
+			})
+		case !mine && working && err == nil:
+			end()
+			run.Wait()
+			working = false
 		}
-	})
-	if err != nil {
-		return errConnect.New(err, "listen for full streams")
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
 	}
-	defer func() { _ = full.Unsubscribe() }()
+}
+
+// held is a lease that is asked for.
+type held struct {
+	bus      *Bus
+	key      string
+	value    leaseValue
+	revision uint64
+	since    time.Time // when the key was seen to change
+}
+
+// renew tells whether the lease is ours, and takes it when it is free.
+func (h *held) renew(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, cursorTimeout)
+	defer cancel()
+	kv, err := h.bus.bucket(ctx, leaseBucket)
+	if err != nil {
+		return false, errLease.New(err, "open the bucket %s", leaseBucket)
+	}
+	entry, err := kv.Get(ctx, h.key)
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		h.value, h.revision = leaseValue{}, 0
+	case err != nil:
+		return false, errLease.New(err, "look at the lease %s", h.key)
+	default:
+		if entry.Revision() != h.revision {
+			h.revision, h.since = entry.Revision(), time.Now()
+		}
+		h.value = leaseValue{}
+		_ = json.Unmarshal(entry.Value(), &h.value) // what cannot be read is nobody's
+	}
+	me := h.bus.options.Name
+	if h.value.Owner != "" && h.value.Owner != me && time.Since(h.since) < leaseExpiry {
+		return false, nil
+	}
+	next := h.value
+	next.Owner = me
+	next.Beat++
+	data, _ := json.Marshal(next) // cannot fail
+	var revision uint64
+	if h.revision == 0 {
+		revision, err = kv.Create(ctx, h.key, data)
+	} else {
+		revision, err = kv.Update(ctx, h.key, data, h.revision)
+	}
+	if err != nil {
+		if apiCode(err) == codeWrongLastSequence || errors.Is(err, jetstream.ErrKeyExists) {
+			return false, nil // somebody was faster
+		}
+		return false, errLease.New(err, "take the lease %s", h.key)
+	}
+	h.value, h.revision, h.since = next, revision, time.Now()
+	return true, nil
+}
+
+// leave gives the lease back, so that another need not wait.
+func (h *held) leave(ctx context.Context) {
+	if h.value.Owner != h.bus.options.Name {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if kv, err := h.bus.bucket(ctx, leaseBucket); err == nil {
+		next := h.value
+		next.Owner = ""
+		data, _ := json.Marshal(next) // cannot fail
+		_, _ = kv.Update(ctx, h.key, data, h.revision)
+	}
+}
+
+// keeper trims streams until ctx ends.
+func (b *Bus) keeper(ctx context.Context, streams []Stream) error {
+	kick := make(chan struct{}, 1)
+	events := false
+	for _, s := range streams {
+		full, err := b.nc.Subscribe(fullSubject+s.Name, func(*nats.Msg) {
+			select {
+			case kick <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil {
+			return errConnect.New(err, "listen for full streams")
+		}
+		defer func() { _ = full.Unsubscribe() }()
+		events = events || s.Name == Events
+	}
 	tick := time.NewTicker(keeperTick)
 	defer tick.Stop()
+	var tidied time.Time
 	for {
-		for _, s := range Flow {
+		if events && time.Since(tidied) > replaysEvery {
+			tidied = time.Now()
+			stream, err := b.js.Stream(ctx, Events)
+			if err == nil {
+				err = b.tidyReplays(ctx, stream)
+			}
+			if err != nil && ctx.Err() == nil {
+				b.log.Warn("readers of replays could not be looked at, trying on", "err", err)
+			}
+		}
+		for _, s := range streams {
 			if err := b.trim(ctx, s, time.Now()); err != nil && ctx.Err() == nil {
 				b.log.Warn("stream could not be trimmed, trying on", "stream", s.Name, "err", err)
 			}
@@ -98,8 +242,8 @@ func (b *Bus) trim(ctx context.Context, s Stream, now time.Time) error {
 		return nil
 	}
 	// The stream's last sequence was read before the consumers are asked: a
-	// consumer that then has nothing left has all up to it.
-	floor, err := b.floor(ctx, s, stream, state.LastSeq)
+	// consumer that then has nothing left has all up to it, as far as its server knows.
+	floor, idle, err := b.floor(ctx, s, stream, state.LastSeq)
 	if err != nil {
 		return err
 	}
@@ -127,6 +271,22 @@ func (b *Bus) trim(ctx context.Context, s Stream, now time.Time) error {
 	if to = min(to, floor); to < state.FirstSeq {
 		return nil
 	}
+	// That server may lag behind the stream: before what is behind the consumer goes, the
+	// stream's leader has to say that nothing of it is for the consumer.
+	for _, c := range idle {
+		if info.Config.Replicas > 1 && c.AckFloor.Stream < to {
+			first, err := b.firstFor(ctx, s.Name, c, c.AckFloor.Stream)
+			if err != nil {
+				return err
+			}
+			if first > 0 {
+				to = min(to, first-1)
+			}
+		}
+	}
+	if to < state.FirstSeq {
+		return nil
+	}
 	// Purge takes the first sequence that stays.
 	if err := stream.Purge(ctx, jetstream.WithPurgeSequence(to+1)); err != nil {
 		return err
@@ -136,47 +296,58 @@ func (b *Bus) trim(ctx context.Context, s Stream, now time.Time) error {
 	return nil
 }
 
-// floor is the last sequence that nobody needs any more.
-func (b *Bus) floor(ctx context.Context, s Stream, stream jetstream.Stream, last uint64) (uint64, error) {
-	floor := last
+// floor is the last sequence that nobody needs any more, by what the consumers say. idle
+// are those that say they have all, of what they read of the stream.
+func (b *Bus) floor(ctx context.Context, s Stream, stream jetstream.Stream, last uint64) (floor uint64, idle []*jetstream.ConsumerInfo, err error) {
+	floor = last
 	if s.Hold == HoldNothing {
-		return floor, nil
+		return floor, nil, nil
 	}
-	list := stream.ListConsumers(ctx)
-	for c := range list.Info() {
+	info := stream.CachedInfo()
+	crowded := info.Config.MaxBytes > 0 && float64(info.State.Bytes) > yieldAt*float64(info.Config.MaxBytes)
+	consumers, missing, err := b.consumersOf(ctx, s.Name)
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, name := range missing {
+		if holds(name) {
+			return 0, nil, nil // nobody knows what it still needs
+		}
+	}
+	for _, c := range consumers {
 		switch {
 		case c.Config.Durable == "": // readers of history hold nothing
-		case c.NumPending == 0 && c.NumAckPending == 0:
+		case crowded && s.Name == Events && strings.HasPrefix(c.Config.Durable, replayPrefix):
+			b.log.Warn("the event log is nearly full: it is not kept for a replay", "consumer", c.Config.Durable)
+		case c.NumPending == 0 && c.NumAckPending == 0 && !readsAll(c, s):
 			// It has all that matches its filter, even if that is nothing.
+			idle = append(idle, c)
 		default:
 			floor = min(floor, c.AckFloor.Stream)
 		}
 	}
-	if err := list.Err(); err != nil {
-		return 0, err
-	}
 	if s.Hold != HoldLanes {
-		return floor, nil
+		return floor, idle, nil
 	}
 	lanes, err := b.LaneCount(ctx)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
-	kv, err := b.js.KeyValue(ctx, leaseBucket)
+	kv, err := b.bucket(ctx, leaseBucket)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	for i := range lanes {
-		entry, err := kv.Get(ctx, "lane."+strconv.FormatUint(uint64(i), 10))
+		entry, err := kv.Get(ctx, laneGroup+"."+strconv.FormatUint(uint64(i), 10))
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return 0, nil // a lane that nobody had yet needs everything
+			return 0, nil, nil // a lane that nobody had yet needs everything
 		}
 		if err != nil {
-			return 0, err
+			return 0, nil, err
 		}
 		var v leaseValue
 		if err := json.Unmarshal(entry.Value(), &v); err != nil {
-			return 0, err
+			return 0, nil, err
 		}
 		if s.Name == Parsed {
 			floor = min(floor, v.Input)
@@ -187,14 +358,14 @@ func (b *Bus) floor(ctx context.Context, s Stream, stream jetstream.Stream, last
 			// No snapshot yet covers what the lane may have put out.
 			last, err := b.last(ctx, UniqueSubject(i))
 			if err != nil {
-				return 0, err
+				return 0, nil, err
 			}
 			if last != nil {
-				return 0, nil
+				return 0, nil, nil
 			}
 		}
 	}
-	return floor, nil
+	return floor, idle, nil
 }
 
 // lastBefore finds the last sequence stored before cutoff, by halving.

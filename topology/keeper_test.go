@@ -120,6 +120,42 @@ func TestKeeperTrimsByBytes(t *testing.T) {
 	}
 }
 
+// A replay that does not get on, or that nobody can do any more, keeps the log while there
+// is room. It does not stop what is live.
+func TestKeeperLetsNoReplayFillTheLog(t *testing.T) {
+	b := testBus(t, Limits{Disk: 100 << 20}) // EVENTS: 46 MB
+	row := streamRow(Events)
+	job := addJob(t, b, "replay")
+	if _, err := b.Begin(t.Context(), ReplayConsumer(job.ID, "gone", nil, Start{})); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, events(38, 1<<20, "a.x")...)
+	if err := b.trim(t.Context(), row, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if s := stream(t, b, Events); s.FirstSeq != 1 {
+		t.Fatalf("what is to be replayed was trimmed up to %d, and there is room", s.FirstSeq-1)
+	}
+	publish(t, b, events(4, 1<<20, "a.y")...)
+	if err := b.trim(t.Context(), row, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if s := stream(t, b, Events); s.FirstSeq == 1 {
+		t.Fatalf("a replay holds a log of %d bytes, which is full at %d", s.Bytes, (int64(100<<20)/1000)*row.Share)
+	}
+	if err := b.ensureConsumer(t.Context(), DeliverConsumer("live", nil, Start{})); err != nil {
+		t.Fatal(err)
+	}
+	first := stream(t, b, Events).FirstSeq
+	publish(t, b, events(12, 1<<20, "a.z")...)
+	if err := b.trim(t.Context(), row, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if s := stream(t, b, Events); s.FirstSeq != first {
+		t.Errorf("what is live was trimmed up to %d", s.FirstSeq-1)
+	}
+}
+
 func TestKeeperFindsTheAgeByHalving(t *testing.T) {
 	b := testBus(t, Limits{})
 	publish(t, b, events(50, 10, "a.x")...)

@@ -3,10 +3,14 @@ package topology
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/penstock/penstock/messages/fault"
 )
@@ -84,9 +88,98 @@ func (b *Bus) WatchLag(ctx context.Context, c Consumer) { b.watchLag(ctx, c, tru
 
 // ForgetLag takes the lag of a consumer off the metrics page.
 func ForgetLag(c Consumer) {
-	lagFrames.DeleteLabelValues(c.Durable)
-	lagSeconds.DeleteLabelValues(c.Durable)
+	lagFrames.DeleteLabelValues(c.label())
+	lagSeconds.DeleteLabelValues(c.label())
+	lagBytes.DeleteLabelValues(c.label())
 }
+
+// lagBytes and the lag of lanes are what stages are scaled by, beside what [Consume] sets.
+var (
+	lagBytes = promauto.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "penstock_bus_lag_bytes", Help: "Bytes of the messages that a consumer has not acknowledged, by the mean size of those in its stream.",
+	}, []string{"consumer"})
+	laneFrames = promauto.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "penstock_dedupe_lag_frames", Help: "Frames before a dedupe lane that this process owns.",
+	}, []string{"lane"})
+	laneBytes = promauto.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "penstock_dedupe_lag_bytes", Help: "Bytes of the frames before a dedupe lane, by the mean size of those in PARSED.",
+	}, []string{"lane"})
+	laneSeconds = promauto.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "penstock_dedupe_lag_seconds", Help: "Age of the frame that a dedupe lane has in hand, 0 when it has done all.",
+	}, []string{"lane"})
+)
+
+// meanSize is that of the messages of a stream, in bytes; 0 when it cannot be asked.
+func (b *Bus) meanSize(ctx context.Context, stream string) float64 {
+	s, err := b.js.Stream(ctx, stream)
+	if err != nil || s.CachedInfo().State.Msgs == 0 {
+		return 0 // the next round tries again
+	}
+	return float64(s.CachedInfo().State.Bytes) / float64(s.CachedInfo().State.Msgs)
+}
+
+// laneLag is how far a lane is, for who looks from outside.
+type laneLag struct {
+	mu       sync.Mutex
+	consumer string
+	done     uint64 // in the order of the consumer
+	inHand   time.Time
+}
+
+func (g *laneLag) set(consumer string, done uint64, inHand time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.consumer, g.done, g.inHand = consumer, done, inHand
+}
+
+// watchLag keeps the lag of a lane on the metrics page until ctx ends. The lane itself
+// may stand still meanwhile: that is when it matters.
+func (l *Lane) watchLag(ctx context.Context) {
+	lane := strconv.FormatUint(uint64(l.number), 10)
+	defer func() {
+		laneFrames.DeleteLabelValues(lane)
+		laneBytes.DeleteLabelValues(lane)
+		laneSeconds.DeleteLabelValues(lane)
+	}()
+	tick := time.NewTicker(laneTick)
+	defer tick.Stop()
+	for {
+		l.lag.mu.Lock()
+		consumer, done, inHand := l.lag.consumer, l.lag.done, l.lag.inHand
+		l.lag.mu.Unlock()
+		frames, size, look := 0.0, 0.0, true
+		if consumer != "" {
+			ask, cancel := context.WithTimeout(ctx, 3*time.Second)
+			c, err := l.bus.js.Consumer(ask, Parsed, consumer)
+			if look = err == nil; look {
+				info := c.CachedInfo()
+				frames = float64(info.NumPending) + float64(info.Delivered.Consumer-min(done, info.Delivered.Consumer))
+			}
+			if frames > 0 {
+				size = l.bus.meanSize(ask, Parsed)
+			}
+			cancel()
+		}
+		if look {
+			laneFrames.WithLabelValues(lane).Set(frames)
+			laneBytes.WithLabelValues(lane).Set(frames * size)
+		}
+		switch {
+		case !inHand.IsZero():
+			laneSeconds.WithLabelValues(lane).Set(max(0, time.Since(inHand).Seconds()))
+		case look && frames == 0:
+			laneSeconds.WithLabelValues(lane).Set(0)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// laneTick is how often the lag of a lane is looked at.
+const laneTick = 3 * time.Second
 
 // lagTick is how often the lag is looked at.
 const lagTick = 5 * time.Second
@@ -108,17 +201,21 @@ func (b *Bus) watchLag(ctx context.Context, c Consumer, idle bool) {
 		consumer, err := b.js.Consumer(look, c.Stream, c.Durable)
 		if err == nil {
 			info := consumer.CachedInfo()
-			lagFrames.WithLabelValues(c.Durable).Set(float64(info.NumPending) + float64(info.NumAckPending))
+			behind := float64(info.NumPending) + float64(info.NumAckPending)
+			lagFrames.WithLabelValues(c.label()).Set(behind)
+			if size := b.meanSize(look, c.Stream); behind == 0 || size > 0 {
+				lagBytes.WithLabelValues(c.label()).Set(behind * size)
+			}
 			switch {
 			case info.NumPending == 0 && info.NumAckPending == 0:
 				since = time.Time{}
-				lagSeconds.WithLabelValues(c.Durable).Set(0)
+				lagSeconds.WithLabelValues(c.label()).Set(0)
 			case idle:
 				if since.IsZero() {
 					since, _ = b.oldest(look, info) // the next round tries again
 				}
 				if !since.IsZero() {
-					lagSeconds.WithLabelValues(c.Durable).Set(max(0, time.Since(since).Seconds()))
+					lagSeconds.WithLabelValues(c.label()).Set(max(0, time.Since(since).Seconds()))
 				}
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -11,10 +12,12 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
@@ -28,10 +31,20 @@ var (
 	lanesOwned = promauto.NewGauge(prometheus.GaugeOpts{
 		Name: "penstock_dedupe_lanes_owned", Help: "Dedupe lanes that this process owns.",
 	})
+	laneRestore = promauto.NewHistogram(prometheus.HistogramOpts{
+		Name: "penstock_dedupe_restore_seconds", Help: "How long the ids of a lane took to load when this process took it over.",
+		Buckets: prometheus.ExponentialBuckets(0.01, 4, 8),
+	})
 	laneSnapshots = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "penstock_dedupe_snapshots_total", Help: "Snapshots of lanes written.",
 	})
 )
+
+// laneGroup is what the keys of lanes begin with.
+const laneGroup = "lane"
+
+// laneRequest names what the owner of a lane answers: how many frames are before it.
+func laneRequest(lane uint32) string { return "lane/" + strconv.FormatUint(uint64(lane), 10) }
 
 // headerInput is the position in PARSED up to which the lane is done once the
 // message that carries it is stored.
@@ -58,9 +71,14 @@ type Lane struct {
 	// lane's last message in UNIQUE.
 	input, output uint64
 	fresh         []byte
-	saved         time.Time
-	advanced      time.Time
-	hurry         atomic.Bool
+	// seen is the sequence of the last block in SEEN.
+	seen     uint64
+	saved    time.Time
+	advanced time.Time
+	hurry    atomic.Bool
+	lag      laneLag
+	// behind is how many frames there are before the lane, as it knows.
+	behind atomic.Uint64
 }
 
 // LaneWork is what the dedupe stage does for one lane. Its methods are not
@@ -77,10 +95,32 @@ type LaneWork interface {
 	Close()
 }
 
+// LaneReserver is a [LaneWork] that wants to know about how many ids Restore will bring,
+// before it does.
+type LaneReserver interface {
+	Reserve(ids int)
+}
+
+// idsIn estimates how many ids n blocks of SEEN have: what blocks have on average, and
+// rather too few.
+func (b *Bus) idsIn(ctx context.Context, n uint64) int {
+	s, err := b.js.Stream(ctx, Seen)
+	if err != nil {
+		return 0 // it is a hint
+	}
+	state := s.CachedInfo().State
+	const overhead = 100 // what a block has besides ids, at most
+	each := state.Bytes/max(1, state.Msgs) - min(overhead, state.Bytes/max(1, state.Msgs))
+	return int(n * each / idBytes)
+}
+
 // Lanes runs work for the lanes that fall to this process until ctx ends. Lanes
 // are shared evenly over all processes that call it.
 func (b *Bus) Lanes(ctx context.Context, window time.Duration, open func(lane uint32) LaneWork) error {
 	lanes, err := b.LaneCount(ctx)
+	if ctx.Err() != nil {
+		return nil // asked to stop before it began
+	}
 	if err != nil {
 		return err
 	}
@@ -97,7 +137,10 @@ func (b *Bus) Lanes(ctx context.Context, window time.Duration, open func(lane ui
 		return errLane.New(err, "listen for full streams")
 	}
 	defer func() { _ = full.Unsubscribe() }()
-	group := &leases{bus: b, group: "lane", me: b.options.Name, run: func(ctx context.Context, le *lease) error {
+	// As many lanes are restored at a time as there are processors: the first of them
+	// goes on while the others wait, and none is later for it.
+	restoring := semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
+	group := &leases{bus: b, group: laneGroup, fast: true, me: b.options.Name, run: func(ctx context.Context, le *lease) error {
 		n, err := strconv.ParseUint(le.name, 10, 32)
 		if err != nil {
 			return errLane.New(err, "read the number of lane %q", le.name)
@@ -105,9 +148,16 @@ func (b *Bus) Lanes(ctx context.Context, window time.Duration, open func(lane ui
 		l := &Lane{bus: b, number: uint32(n), lease: le, saved: time.Now()}
 		work := open(l.number)
 		defer work.Close()
-		if err := l.restore(ctx, window, work); err != nil {
+		if restoring.Acquire(ctx, 1) != nil {
+			return nil // the lane has to be handed over before it was begun
+		}
+		began := time.Now()
+		err = l.restore(ctx, window, work)
+		restoring.Release(1)
+		if err != nil {
 			return err
 		}
+		laneRestore.Observe(time.Since(began).Seconds())
 		mu.Lock()
 		owned[l] = struct{}{}
 		mu.Unlock()
@@ -161,36 +211,97 @@ func (l *Lane) restore(ctx context.Context, window time.Duration, work LaneWork)
 	if err != nil {
 		return err
 	}
+	placed := last == nil // or else the last is no lane's, and frames before it say where this one is
 	if last != nil {
 		l.output = last.Sequence
-		if l.input, err = inputOf(last.Header); err != nil {
-			return errLane.New(err, "read the position of lane %d", l.number)
+		if n, err := inputOf(last.Header); err == nil {
+			l.input, placed = n, true
 		}
 	}
-	if err := l.bus.Read(ctx, Span{Subject: SeenSubject(l.number), From: time.Now().Add(-window)}, func(m Stored) error {
-		work.Restore(m.Data, m.Time)
+	blocks := &orderedReader{bus: l.bus, subject: SeenSubject(l.number), from: time.Now().Add(-window)}
+	if r, ok := work.(LaneReserver); ok {
+		blocks.opened = func(n uint64) {
+			if n > 0 {
+				r.Reserve(l.bus.idsIn(ctx, n))
+			}
+		}
+	}
+	read := uint64(0)
+	if err := l.bus.read(ctx, blocks, func(m Stored) error {
+		read = m.Sequence
+		work.Restore(m.Data[:len(m.Data)/idBytes*idBytes], m.Time)
 		return nil
 	}); err != nil {
 		return err
 	}
+	if err := l.complete(ctx, Seen, read, covered.Seen, window); err != nil {
+		return err
+	}
+	l.seen = covered.Seen
 	var ids []byte
-	return l.bus.Read(ctx, Span{Subject: UniqueSubject(l.number), FromSequence: covered.Output + 1}, func(m Stored) error {
+	read = 0
+	if err := l.bus.Read(ctx, Span{Subject: UniqueSubject(l.number), FromSequence: covered.Output + 1}, func(m Stored) error {
+		read = m.Sequence
+		if m.input == 0 {
+			l.bus.log.WarnContext(ctx, "passed over what no lane has stored", "lane", l.number, "stream", Unique, "sequence", m.Sequence)
+			return nil
+		}
+		if !placed {
+			l.input = m.input
+		}
 		v, err := messages.DecodeFrame(m.Data)
 		if err != nil {
 			return errLane.New(err, "read frame %d of %s", m.Sequence, Unique)
 		}
+		all := v.AppendSeenIDs(nil)
 		ids = ids[:0]
 		for i := range v.Len() {
 			if v.Fate(i) != messages.Duplicate {
-				id := v.ID(i)
-				ids = append(ids, id[:]...)
+				ids = append(ids, all[idBytes*i:idBytes*(i+1)]...)
 			}
 		}
 		work.Restore(ids, m.Time)
 		// They are in no block yet: the next snapshot has to hold them.
 		l.fresh = append(l.fresh, ids...)
 		return nil
-	})
+	}); err != nil || l.output <= covered.Output {
+		return err
+	}
+	return l.complete(ctx, Unique, read, l.output, 0)
+}
+
+// complete fails when a stream was not read as far as it has to be: in a cluster, who
+// answers may lag behind, and an id that is not known lets a duplicate pass. Then the lane
+// is taken up again. What was stored before the window need not be there.
+func (l *Lane) complete(ctx context.Context, stream string, read, until uint64, window time.Duration) error {
+	if read >= until {
+		return nil
+	}
+	s, err := l.bus.js.Stream(ctx, stream)
+	if err != nil {
+		return errLane.New(err, "look up stream %s", stream)
+	}
+	state := s.CachedInfo().State
+	if until < state.FirstSeq {
+		return nil // trimmed
+	}
+	if until > state.LastSeq && s.CachedInfo().Config.Replicas <= 1 {
+		// Nobody lags where there is one server: its disk forgot, or the stream was made anew.
+		l.bus.log.Warn("ids of a lane are lost, the lane goes on without them: duplicates of that time may pass", "lane", l.number, "stream", stream, "last", state.LastSeq, "wanted", until)
+		return nil
+	}
+	if window > 0 {
+		m, err := s.GetMsg(ctx, until)
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound) && until <= state.LastSeq:
+			// by one that lags, too, or not any more
+		case err != nil:
+			return errLane.New(err, "read message %d of %s", until, stream)
+		case time.Since(m.Time) > window:
+			return nil
+		}
+	}
+	return errLane.New(nil, "read %s up to %d for lane %d, of %d: a replica lags", stream, read, l.number, until)
 }
 
 func inputOf(h nats.Header) (uint64, error) { return strconv.ParseUint(h.Get(headerInput), 10, 64) }
@@ -198,7 +309,23 @@ func inputOf(h nats.Header) (uint64, error) { return strconv.ParseUint(h.Get(hea
 // run hands the lane's frames to work, in order, until ctx ends or the lane is
 // lost, and leaves a snapshot.
 func (l *Lane) run(ctx context.Context, work LaneWork) error {
+	asked, unserve := context.WithCancel(ctx)
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	defer unserve()
+	serving.Go(func() {
+		if err := l.bus.Serve(asked, laneRequest(l.number), func(context.Context, []byte) ([]byte, error) {
+			return strconv.AppendUint(nil, l.behind.Load(), 10), nil
+		}); err != nil {
+			l.bus.log.Warn("nobody can be told how far a lane is", "lane", l.number, "err", err)
+		}
+	})
 	sub := newLaneSubscriber(l)
+	watched, stopWatching := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { l.watchLag(watched) })
+	defer watching.Wait()
+	defer stopWatching()
 	err := l.bus.route(ctx, "dedupe-"+strconv.Itoa(int(l.number)), sub, func(msg *message.Message) error {
 		if err := l.frame(msg, work); err != nil {
 			sub.abandon(err)
@@ -224,7 +351,7 @@ func (l *Lane) frame(msg *message.Message, work LaneWork) error {
 	if !ok {
 		return errLane.New(nil, "handle a message that does not come from lane %d", l.number)
 	}
-	in := In[messages.View]{Data: m.Data, Subject: m.Subject, Sequence: m.Sequence, Attempt: 1, Stored: m.Time, Span: trace.SpanContextFromContext(ctx)}
+	in := In[messages.View]{Data: m.Data, Subject: m.Subject, Sequence: m.Sequence, Attempt: 1, Redriven: m.Attempts, Stored: m.Time, Span: trace.SpanContextFromContext(ctx)}
 	ctx, span := tracer.Start(ctx, string(Dedupe), trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
 		attribute.String("messaging.system", "nats"),
 		attribute.String("messaging.destination.name", m.Subject),
@@ -238,13 +365,13 @@ func (l *Lane) frame(msg *message.Message, work LaneWork) error {
 		return l.refuse(ctx, &in, err)
 	}
 	return work.Frame(ctx, in, func(ctx context.Context, output, fresh []byte) error {
-		return l.commit(ctx, output, fresh, m.Sequence)
+		return l.commit(ctx, output, fresh, m.Sequence, m.Attempts)
 	})
 }
 
 // refuse quarantines a frame that cannot be read and goes on behind it.
 func (l *Lane) refuse(ctx context.Context, in *In[messages.View], cause error) error {
-	out := &outbox{bus: l.bus, stage: Dedupe}
+	out := &outbox{bus: l.bus, stage: Dedupe, redriven: in.Redriven}
 	q := &messages.Quarantine{
 		Code: fault.CodeOf(cause), Reason: cause.Error(), Payload: in.Data, Subject: in.Subject,
 		Holds: messages.Quarantine_HOLDS_FRAME, Offset: -1, Length: -1, Attempts: 1,
@@ -252,14 +379,14 @@ func (l *Lane) refuse(ctx context.Context, in *In[messages.View], cause error) e
 	if err := out.Quarantine(ctx, q); err != nil {
 		return err
 	}
-	return l.commit(ctx, emptyFrame(), nil, in.Sequence)
+	return l.commit(ctx, emptyFrame(), nil, in.Sequence, 0)
 }
 
 // emptyFrame is a frame without events: it only carries a position.
 func emptyFrame() []byte { return messages.NewBuilder(messages.Header{}).Encode(nil) }
 
-func (l *Lane) commit(ctx context.Context, output, fresh []byte, input uint64) error {
-	msg := toNATS(ctx, Message{Subject: UniqueSubject(l.number), ID: fmt.Sprintf("d%d/%d", l.number, input), Data: output})
+func (l *Lane) commit(ctx context.Context, output, fresh []byte, input uint64, attempts uint32) error {
+	msg := toNATS(ctx, Message{Subject: UniqueSubject(l.number), ID: fmt.Sprintf("d%d/%d", l.number, input), Data: output, Attempts: attempts})
 	msg.Header.Set(headerInput, strconv.FormatUint(input, 10))
 	seq, err := l.storeUnstuck(ctx, msg)
 	if err != nil {
@@ -307,15 +434,17 @@ func (l *Lane) snapshot(ctx context.Context) error {
 	for start := 0; start < len(l.fresh); start += snapshotIDs * idBytes {
 		block := l.fresh[start:min(start+snapshotIDs*idBytes, len(l.fresh))]
 		id := fmt.Sprintf("s%d/%d/%d", l.number, l.output, start)
-		if _, err := l.bus.store(ctx, toNATS(ctx, Message{Subject: SeenSubject(l.number), ID: id, Data: append([]byte(nil), block...)})); err != nil {
+		seen, err := l.bus.store(ctx, toNATS(ctx, Message{Subject: SeenSubject(l.number), ID: id, Data: append([]byte(nil), block...)}))
+		if err != nil {
 			return err
 		}
+		l.seen = seen
 	}
 	l.lease.mu.Lock()
 	same := l.lease.value.Input == l.input && l.lease.value.Output == l.output
 	l.lease.mu.Unlock()
 	if !same {
-		if err := l.lease.update(ctx, func(v *leaseValue) { v.Input, v.Output = l.input, l.output }); err != nil {
+		if err := l.lease.update(ctx, func(v *leaseValue) { v.Input, v.Output, v.Seen = l.input, l.output, l.seen }); err != nil {
 			return err
 		}
 		laneSnapshots.Inc()
@@ -348,15 +477,15 @@ func (l *Lane) advance(ctx context.Context) error {
 	if parsed <= l.input || !hurry && parsed-l.input < slack && unique-l.output < slack {
 		return nil
 	}
-	// Asked after the stream's last sequence: what it does not show is done.
-	last, err := l.bus.last(ctx, ParsedSubject(l.number))
+	// Both by one replica: one that lags does not show frames that the stream's leader counts.
+	last, upTo, err := l.bus.lastUpTo(ctx, ParsedSubject(l.number), "penstock.parsed.*")
 	if err != nil {
 		return err
 	}
-	if last != nil && last.Sequence > l.input {
-		return nil // there is work after all
+	if last > l.input || upTo <= l.input {
+		return nil // there is work after all, or nothing is certain
 	}
-	return l.commit(ctx, emptyFrame(), nil, parsed)
+	return l.commit(ctx, emptyFrame(), nil, upTo, 0)
 }
 
 func (b *Bus) lastSequence(ctx context.Context, stream string) (uint64, error) {
@@ -428,6 +557,8 @@ func (s *laneSubscriber) read(ctx context.Context, out chan<- *message.Message) 
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, errIdle):
+			l.behind.Store(0)
+			l.lag.set(frames.consumer, frames.queue, time.Time{})
 			if err := l.advance(s.work); err != nil {
 				return err
 			}
@@ -445,6 +576,8 @@ func (s *laneSubscriber) read(ctx context.Context, out chan<- *message.Message) 
 		if meta.seq <= l.input {
 			continue
 		}
+		l.behind.Store(meta.pending + 1)
+		l.lag.set(frames.consumer, meta.queue-1, meta.stored)
 		stored := storedOf(msg, meta)
 		wm := message.NewMessageWithContext(extractTrace(context.WithValue(s.work, deliveryKey{}, &stored), msg.Header), msg.Header.Get(headerUUID), stored.Data)
 		select {
@@ -454,6 +587,7 @@ func (s *laneSubscriber) read(ctx context.Context, out chan<- *message.Message) 
 		}
 		select {
 		case <-wm.Acked():
+			l.behind.Store(meta.pending)
 		case <-wm.Nacked():
 			return context.Cause(s.work)
 		}

@@ -2,6 +2,7 @@ package topology
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -119,19 +120,19 @@ func TestLanesPassEachEventOnceAcrossRestarts(t *testing.T) {
 func TestStaleLaneOwnerIsFenced(t *testing.T) {
 	b := testBus(t, Limits{Lanes: 1})
 	stale := &Lane{bus: b}
-	if err := stale.commit(t.Context(), emptyFrame(), nil, 1); err != nil {
+	if err := stale.commit(t.Context(), emptyFrame(), nil, 1, 0); err != nil {
 		t.Fatal(err)
 	}
 	current := &Lane{bus: b, output: stale.output, input: stale.input}
-	if err := current.commit(t.Context(), emptyFrame(), nil, 2); err != nil {
+	if err := current.commit(t.Context(), emptyFrame(), nil, 2, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := stale.commit(t.Context(), emptyFrame(), nil, 3); err == nil {
+	if err := stale.commit(t.Context(), emptyFrame(), nil, 3, 0); err == nil {
 		t.Fatal("a stale owner could publish")
 	}
 	// Its own last publish again, as after a lost answer, is no offence.
 	again := &Lane{bus: b, output: stale.output, input: 1}
-	if err := again.commit(t.Context(), emptyFrame(), nil, 2); err != nil {
+	if err := again.commit(t.Context(), emptyFrame(), nil, 2, 0); err != nil {
 		t.Fatalf("repeat of a publish that was stored: %v", err)
 	}
 	if again.output != current.output {
@@ -208,5 +209,59 @@ func TestLaneMakesRoomForItself(t *testing.T) {
 	})
 	if err := <-published; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What somebody who stole dedupe's credentials leaves in its streams ends no lane: the lane
+// goes on where its own frames say.
+func TestLanesOutliveWhatIsNotTheirs(t *testing.T) {
+	b := testBus(t, Limits{Lanes: 1})
+	lanes := func() func() error {
+		return run(t, func(ctx context.Context) error { return b.Lanes(ctx, time.Hour, openMap) })
+	}
+	const each = 10
+	frame := func(round int) {
+		publish(t, b, Message{Subject: ParsedSubject(0), ID: strconv.Itoa(round), Data: testFrame(t, 0, "the same", each)})
+		await(t, "the frame is marked", func() bool {
+			last, err := b.last(t.Context(), UniqueSubject(0))
+			return err == nil && last != nil && last.Header.Get(headerInput) == strconv.Itoa(round)
+		})
+	}
+	strangers := func() {
+		for _, data := range [][]byte{nil, []byte("{}"), []byte("a text that is longer than an id")} {
+			for _, subject := range []string{UniqueSubject(0), SeenSubject(0)} {
+				if _, err := b.js.Publish(t.Context(), subject, data); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	strangers() // before the lane has a position
+	stop := lanes()
+	frame(1)
+	strangers() // it has one, and publishes behind theirs
+	frame(2)
+	strangers() // and they are the last when another takes the lane
+	if err := stop(); err != nil && !errors.Is(err, errFenced) {
+		t.Fatal(err)
+	}
+	strangers()
+	lanes()
+	frame(3)
+	live := 0
+	if err := b.Read(t.Context(), Span{Subject: UniqueSubject(0)}, func(m Stored) error {
+		if v, err := messages.DecodeFrame(m.Data); err == nil {
+			for i := range v.Len() {
+				if v.Fate(i) == messages.Live {
+					live++
+				}
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if live != each {
+		t.Errorf("%d events are live, want %d", live, each)
 	}
 }

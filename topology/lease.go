@@ -31,20 +31,38 @@ const (
 	leaseTick   = 500 * time.Millisecond
 )
 
+// Who waits for lanes waits for events: members of that group show that they live
+// more often, and say so, since members of before do not. Three beats that do not
+// come are a death, whatever its leases look like.
+const (
+	fastBeat    = 600 * time.Millisecond
+	fastTick    = fastBeat / 3
+	beatsMissed = 3
+)
+
 // leaseValue is what a key holds. Positions outlive their owner.
 type leaseValue struct {
 	Owner string `json:"owner"`
 	// Input and Output are the positions that a lane's snapshots cover.
 	Input  uint64 `json:"input,omitempty"`
 	Output uint64 `json:"output,omitempty"`
-	Beat   uint64 `json:"beat"`
+	// Seen is the last block of ids that the snapshots are made of, in SEEN.
+	Seen uint64 `json:"seen,omitempty"`
+	Beat uint64 `json:"beat"`
+	// Every is how often a member shows that it lives, in milliseconds; 0 stands for
+	// the pace of leases. Even says that it knows how to share evenly.
+	Every int64 `json:"every,omitempty"`
+	Even  bool  `json:"even,omitempty"`
 }
 
 // leases shares named things over the members of a group by rendezvous hashing:
-// each has one owner, the load is even, and few move when a member comes or goes.
+// each has one owner, and few move when a member comes or goes.
 type leases struct {
 	bus   *Bus
 	group string
+	// fast: deaths are noticed soon, and no member has more than one name more than
+	// another. All members need to have the same names for that.
+	fast bool
 	// list returns the names that there are now.
 	list func() []string
 	me   string
@@ -110,15 +128,29 @@ func (g *leases) session(ctx context.Context) error {
 		return errLease.New(err, "watch the leases of %s", g.group)
 	}
 	defer func() { _ = watch.Stop() }()
-	beat := uint64(0)
-	lastBeat := time.Time{}
-	tick := time.NewTicker(leaseTick)
+	every, pause := leaseRenew, leaseTick
+	if g.fast {
+		every, pause = fastBeat, fastTick
+	}
+	// Beats have a goroutine of their own: taking and renewing waits for answers.
+	beating, stop := context.WithCancelCause(ctx)
+	var beats sync.WaitGroup
+	defer beats.Wait()
+	defer stop(nil)
+	if err := g.beat(ctx, 1); err != nil {
+		return err
+	}
+	beats.Go(func() { stop(g.beats(beating, every)) })
+	renewed := time.Now()
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	known := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-beating.Done():
+			return context.Cause(beating)
 		case entry, ok := <-watch.Updates():
 			switch {
 			case !ok:
@@ -136,11 +168,8 @@ func (g *leases) session(ctx context.Context) error {
 				continue
 			}
 		}
-		if time.Since(lastBeat) >= leaseRenew {
-			beat, lastBeat = beat+1, time.Now()
-			if err := g.beat(ctx, beat); err != nil {
-				return err
-			}
+		if time.Since(renewed) >= leaseRenew {
+			renewed = time.Now()
 			g.renew(ctx)
 		}
 		g.balance(ctx)
@@ -161,9 +190,29 @@ func (g *leases) saw(entry jetstream.KeyValueEntry) {
 	}
 }
 
+// beats shows that this member is alive, again and again until ctx ends.
+func (g *leases) beats(ctx context.Context, every time.Duration) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for n := uint64(2); ; n++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := g.beat(ctx, n); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // beat shows that this member is alive.
 func (g *leases) beat(ctx context.Context, n uint64) error {
-	data, _ := json.Marshal(leaseValue{Owner: g.me, Beat: n}) // cannot fail
+	v := leaseValue{Owner: g.me, Beat: n}
+	if g.fast {
+		v.Every, v.Even = fastBeat.Milliseconds(), true
+	}
+	data, _ := json.Marshal(v) // cannot fail
 	if _, err := g.kv.Put(ctx, g.key("member."+token(g.me)), data); err != nil {
 		return errLease.New(err, "show member %s of %s", g.me, g.group)
 	}
@@ -223,14 +272,26 @@ func (l *lease) update(ctx context.Context, change func(*leaseValue)) error {
 func (g *leases) balance(ctx context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	members := []string{g.me}
+	// Who has not even seen its own signs of life, as after a stop of the process or while
+	// the watch lags, cannot tell the dead from the living.
+	if own := g.seen["member."+token(g.me)]; own == nil || !own.lives() {
+		return
+	}
+	members, even := []string{g.me}, g.fast
+	dead := map[string]bool{}
 	for name, s := range g.seen {
-		if strings.HasPrefix(name, "member.") && s.value.Owner != g.me && time.Since(s.at) < leaseExpiry {
+		switch {
+		case !strings.HasPrefix(name, "member.") || s.value.Owner == g.me:
+		case s.lives():
 			members = append(members, s.value.Owner)
+			even = even && s.value.Even
+		default:
+			dead[s.value.Owner] = true
 		}
 	}
 	sort.Strings(members)
 	names := g.list()
+	heirs := heirsOf(names, members, even)
 	for name, l := range g.held {
 		if !slices.Contains(names, name) {
 			l.end()
@@ -238,7 +299,7 @@ func (g *leases) balance(ctx context.Context) {
 		}
 	}
 	for _, name := range names {
-		heir := rendezvous(name, members)
+		heir := heirs[name]
 		if l, mine := g.held[name]; mine {
 			if heir != g.me {
 				l.end()
@@ -246,12 +307,45 @@ func (g *leases) balance(ctx context.Context) {
 			continue
 		}
 		s := g.seen[name]
-		free := s == nil || s.value.Owner == "" || s.value.Owner == g.me || time.Since(s.at) > leaseExpiry
+		free := s == nil || s.value.Owner == "" || s.value.Owner == g.me || time.Since(s.at) > leaseExpiry || dead[s.value.Owner]
 		// What its heir has not taken for long is taken by whoever can.
 		if free && (heir == g.me || s != nil && time.Since(s.at) > 3*leaseExpiry) {
 			g.take(ctx, name, s)
 		}
 	}
+}
+
+// lives tells whether a member has shown lately that it is alive.
+func (s *sighting) lives() bool {
+	expiry := leaseExpiry
+	if s.value.Every > 0 {
+		expiry = beatsMissed * time.Duration(s.value.Every) * time.Millisecond
+	}
+	return time.Since(s.at) < expiry
+}
+
+// heirsOf says to which member each name falls. Even: all get as many, or one more.
+func heirsOf(names, members []string, even bool) map[string]string {
+	heirs := make(map[string]string, len(names))
+	if !even {
+		for _, name := range names {
+			heirs[name] = rendezvous(name, members)
+		}
+		return heirs
+	}
+	each, more := len(names)/len(members), len(names)%len(members)
+	load := make(map[string]int, len(members))
+	for _, name := range slices.Sorted(slices.Values(names)) {
+		// Those that may take one: nobody is passed over for want of room in all.
+		open := slices.DeleteFunc(slices.Clone(members), func(m string) bool { return load[m] > each || load[m] == each && more == 0 })
+		heir := rendezvous(name, open)
+		if load[heir] == each {
+			more--
+		}
+		load[heir]++
+		heirs[name] = heir
+	}
+	return heirs
 }
 
 func rendezvous(name string, members []string) string {
@@ -297,7 +391,7 @@ func (g *leases) take(ctx context.Context, name string, s *sighting) {
 	g.wg.Go(func() {
 		defer end()
 		err := g.run(run, l)
-		if err != nil && ctx.Err() == nil && !errors.Is(err, errFenced) {
+		if err != nil && run.Err() == nil && !errors.Is(err, errFenced) {
 			g.bus.log.Error("leased work ended with an error", "group", g.group, "name", name, "err", err)
 			// Not at once again with what fails at once.
 			select {

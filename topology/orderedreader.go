@@ -30,8 +30,12 @@ type orderedReader struct {
 	from time.Time
 	// headersOnly leaves the data out.
 	headersOnly bool
+	// batch is how many messages one pull asks for; 0 is readBatch.
+	batch int
 	// pending is how many messages there were when the consumer was made.
 	pending uint64
+	// opened (may be nil) is told that number once, before the first message.
+	opened func(pending uint64)
 
 	consumer string // "" when it has to be made
 	sub      *nats.Subscription
@@ -40,6 +44,7 @@ type orderedReader struct {
 	left     int    // messages that the pull under way may still bring
 	queue    uint64 // consumer sequence of the last message
 	heard    time.Time
+	epoch    uint64 // of the connection on which the consumer was made
 }
 
 // readBatch is how many messages one pull asks for.
@@ -71,8 +76,8 @@ func (r *orderedReader) Next(ctx context.Context) (*nats.Msg, metadata, error) {
 		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrBadSubscription):
 			return nil, metadata{}, errRead.New(err, "read %s", r.subject)
 		case err != nil:
-			if time.Since(r.heard) > 3*pullHeartbeat {
-				r.Close() // a server went away with our consumer
+			if time.Since(r.heard) > 3*pullHeartbeat || r.epoch != r.bus.reconnects.Load() {
+				r.Close() // a server went away with our consumer, or with our pull
 			}
 			return nil, metadata{}, errIdle
 		}
@@ -109,9 +114,9 @@ func (r *orderedReader) Next(ctx context.Context) (*nats.Msg, metadata, error) {
 }
 
 func (r *orderedReader) open(ctx context.Context) error {
-	stream := streamOf(r.subject)
+	stream, epoch := streamOf(r.subject), r.bus.reconnects.Load()
 	cfg := jetstream.ConsumerConfig{
-		Description: "penstock: reads " + r.subject, AckPolicy: jetstream.AckNonePolicy, FilterSubject: r.subject,
+		Name: readerName(), Description: "penstock: reads " + r.subject, AckPolicy: jetstream.AckNonePolicy, FilterSubject: r.subject,
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(1, r.next),
 		InactiveThreshold: 30 * time.Second, MemoryStorage: true, Replicas: 1, MaxDeliver: 1, HeadersOnly: r.headersOnly,
 	}
@@ -134,8 +139,12 @@ func (r *orderedReader) open(ctx context.Context) error {
 		return errRead.New(err, "read %s", r.subject)
 	}
 	r.inbox = inbox
-	r.consumer, r.sub, r.left, r.queue, r.heard = c.CachedInfo().Name, sub, 0, 0, time.Now()
+	r.consumer, r.sub, r.left, r.queue, r.heard, r.epoch = c.CachedInfo().Name, sub, 0, 0, time.Now(), epoch
 	r.pending = c.CachedInfo().NumPending
+	if r.opened != nil {
+		r.opened(r.pending)
+		r.opened = nil
+	}
 	return nil
 }
 
@@ -150,12 +159,16 @@ func (r *orderedReader) reply() string { return r.inbox + "." + strconv.Itoa(r.p
 
 func (r *orderedReader) pull() error {
 	r.pulls++
-	request, _ := json.Marshal(pullRequest{readBatch, pullBytes, pullExpiry, pullHeartbeat}) // cannot fail
+	batch := r.batch
+	if batch == 0 {
+		batch = readBatch
+	}
+	request, _ := json.Marshal(pullRequest{batch, pullBytes, pullExpiry, pullHeartbeat}) // cannot fail
 	err := r.bus.nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+streamOf(r.subject)+"."+r.consumer, r.reply(), request)
 	if err != nil {
 		return errRead.New(err, "read %s", r.subject)
 	}
-	r.left = readBatch
+	r.left = batch
 	return nil
 }
 

@@ -18,6 +18,13 @@ type Message struct {
 	ID string
 	// Data is the encoded message. It belongs to the bus until Flush returns.
 	Data []byte
+	// Events, Bytes and Source go into the headers of what enters the event log: how
+	// many events are live, what all documents have before compression, in bytes, and
+	// their source. 0 events leave them out.
+	Events, Bytes int
+	Source        string
+	// Attempts is how often what comes from quarantine was tried before.
+	Attempts uint32
 }
 
 // Outbox takes what a piece of work results in. Once Flush has returned nil, all
@@ -49,6 +56,9 @@ type In[T any] struct {
 	Sequence uint64
 	// Attempt counts deliveries from 1.
 	Attempt int
+	// Redriven is how often it was tried before it went to quarantine, from where it
+	// comes; 0 where it does not.
+	Redriven uint32
 	// Stored is when the bus stored it.
 	Stored time.Time
 	// Span is the remote parent, to be linked to where inputs merge.
@@ -137,6 +147,8 @@ type outbox struct {
 	// again is set when an earlier attempt may have published the same longer ago
 	// than the server remembers ids: since when it could have.
 	again time.Time
+	// redriven is In.Redriven of the input.
+	redriven uint32
 
 	mu    sync.Mutex
 	err   error
@@ -196,7 +208,7 @@ func (o *outbox) Publish(ctx context.Context, m Message) error {
 
 // Quarantine implements Outbox.
 func (o *outbox) Quarantine(ctx context.Context, q *messages.Quarantine) error {
-	fillQuarantine(ctx, o.stage, q)
+	fillQuarantine(ctx, o.stage, o.redriven, q)
 	data := messages.EncodeQuarantine(q)
 	if most := o.bus.MaxPayload() - headerRoom; int64(len(data)) > most {
 		keep := max(0, int64(len(q.Payload))-(int64(len(data))-most))

@@ -56,10 +56,23 @@ const fullSubject = "penstock.control.full."
 // stay wire-compatible with it, so that any Watermill program can read the streams.
 const headerUUID = wmnats.WatermillUUIDHdr
 
+// Headers by which the events of a log can be counted without reading the frames.
+const (
+	headerEvents = "Penstock-Events"
+	headerBytes  = "Penstock-Bytes"
+	headerSource = "Penstock-Source"
+)
+
 func toNATS(ctx context.Context, m Message) *nats.Msg {
-	h := make(nats.Header, 4)
+	h := make(nats.Header, 8)
 	h[headerUUID] = []string{m.ID}
 	h[nats.MsgIdHdr] = []string{m.ID}
+	if m.Events > 0 {
+		h[headerEvents] = []string{strconv.Itoa(m.Events)}
+		h[headerBytes] = []string{strconv.Itoa(m.Bytes)}
+		h[headerSource] = []string{m.Source}
+	}
+	setAttempts(h, m.Attempts)
 	injectTrace(ctx, h)
 	return &nats.Msg{Subject: m.Subject, Data: m.Data, Header: h}
 }
@@ -180,8 +193,10 @@ func apiCode(err error) int {
 // streamOf names the stream of a subject.
 func streamOf(subject string) string {
 	for _, s := range Flow {
-		if prefix := s.Subjects[:len(s.Subjects)-1]; len(subject) > len(prefix) && subject[:len(prefix)] == prefix {
-			return s.Name
+		for _, filter := range s.Subjects {
+			if covers(filter, subject) {
+				return s.Name
+			}
 		}
 	}
 	return "unknown"

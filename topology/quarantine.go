@@ -22,9 +22,12 @@ var ProgramVersion = "devel"
 
 // fillQuarantine fills in what the bus knows better than the stage. The id is
 // derived from what the trouble is, so that meeting it twice makes one entry.
-func fillQuarantine(ctx context.Context, stage Stage, q *messages.Quarantine) {
+// What comes from quarantine and fails again is another entry: the bus would take it for
+// the one that was deleted a moment ago, and drop it.
+func fillQuarantine(ctx context.Context, stage Stage, redriven uint32, q *messages.Quarantine) {
 	q.Version = 1
 	q.Stage = string(stage)
+	q.Attempts = max(1, q.Attempts) + redriven
 	if q.Source == "" {
 		q.Source = q.Origin.GetSource()
 	}
@@ -41,6 +44,9 @@ func fillQuarantine(ctx context.Context, stage Stage, q *messages.Quarantine) {
 		h := sha256.New()
 		fmt.Fprintf(h, "%s|%s|%x|%d|%d|%s|%s|", stage, q.Code, q.Origin.GetPull(), q.Record, q.Offset, q.Destination, q.Subject)
 		h.Write(q.Payload)
+		if redriven > 0 {
+			fmt.Fprintf(h, "|%d", redriven)
+		}
 		q.Id = hex.EncodeToString(h.Sum(nil)[:16])
 	}
 }

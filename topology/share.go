@@ -27,10 +27,14 @@ import (
 // on, so its error is nil.
 func (b *Bus) Share(ctx context.Context, group string, names func() []string, run func(ctx context.Context, name string) error) error {
 	s := &share{names: map[string]string{}}
-	g := &leases{bus: b, group: token(group), me: b.options.Name, list: func() []string { return s.encode(names()) }}
+	g := &leases{bus: b, group: sharePrefix + token(group), me: b.options.Name, list: func() []string { return s.encode(names()) }}
 	g.run = func(ctx context.Context, l *lease) error { return run(ctx, s.decode(l.name)) }
 	return g.keep(ctx)
 }
+
+// sharePrefix is what the keys of shared work begin with, so that who shares may be kept
+// from the leases of others.
+const sharePrefix = "share."
 
 // share translates names to keys and back.
 type share struct {

@@ -142,9 +142,9 @@ func (w *worker[T]) work(msg *message.Message) error {
 	began := time.Now()
 	in := In[T]{
 		Data: msg.Payload, Subject: msg.Metadata[metaSubject], Sequence: d.meta.seq,
-		Attempt: int(d.meta.delivered), Stored: d.meta.stored, Span: trace.SpanContextFromContext(ctx),
+		Attempt: int(d.meta.delivered), Redriven: attemptsOf(msg.Metadata[headerAttempts]), Stored: d.meta.stored, Span: trace.SpanContextFromContext(ctx),
 	}
-	lagSeconds.WithLabelValues(w.consumer.Durable).Set(began.Sub(in.Stored).Seconds())
+	lagSeconds.WithLabelValues(w.consumer.label()).Set(began.Sub(in.Stored).Seconds())
 	ctx, span := tracer.Start(ctx, string(w.consumer.Stage), trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
 		attribute.String("messaging.system", "nats"),
 		attribute.String("messaging.operation.type", "process"),
@@ -155,11 +155,11 @@ func (w *worker[T]) work(msg *message.Message) error {
 	))
 	defer span.End()
 
-	out := &outbox{bus: w.bus, stage: w.consumer.Stage}
-	if in.Attempt > 1 && w.consumer.Stage == Route && time.Since(in.Stored) > w.bus.options.Remembered {
+	out := &outbox{bus: w.bus, stage: w.consumer.Stage, redriven: in.Redriven}
+	if age := time.Since(in.Stored); in.Attempt > 1 && w.consumer.Stage == Route && (age > w.bus.options.Remembered || age < -clockSlack) {
 		// Into the event log, and only there, nothing may go twice: behind it there
-		// is no dedupe any more.
-		out.again = in.Stored
+		// is no dedupe any more. The clock by which the log has its times may be slow.
+		out.again = in.Stored.Add(-clockSlack)
 	}
 	err := w.attempt(ctx, &in, out)
 	result := "done"
@@ -171,8 +171,8 @@ func (w *worker[T]) work(msg *message.Message) error {
 	if result == "retried" || result == "given_back" {
 		msg.Nack()
 	}
-	handled.WithLabelValues(w.consumer.Durable, result).Inc()
-	handleSeconds.WithLabelValues(w.consumer.Durable).Observe(time.Since(began).Seconds())
+	handled.WithLabelValues(w.consumer.label(), result).Inc()
+	handleSeconds.WithLabelValues(w.consumer.label()).Observe(time.Since(began).Seconds())
 	return nil
 }
 
@@ -247,9 +247,9 @@ func hopeless(stage Stage, err error, attempt int, age, giveUpAfter time.Duratio
 func (w *worker[T]) quarantine(ctx context.Context, in *In[T], err error) error {
 	q := &messages.Quarantine{
 		Code: fault.CodeOf(err), Reason: err.Error(), Payload: in.Data, Subject: in.Subject,
-		Attempts: uint32(in.Attempt), Offset: -1, Length: -1,
+		Attempts: uint32(in.Attempt), Offset: -1, Length: -1, Destination: w.consumer.Destination,
 	}
-	out := &outbox{bus: w.bus, stage: w.consumer.Stage}
+	out := &outbox{bus: w.bus, stage: w.consumer.Stage, redriven: in.Redriven}
 	switch v := any(in.Value).(type) {
 	case *messages.Notice:
 		q.Holds, q.Origin = messages.Quarantine_HOLDS_NOTICE, v.GetOrigin()
@@ -303,11 +303,23 @@ func quarantinedFrame(c Consumer, sequence uint64, v *messages.View, code string
 			}
 		}
 		return &messages.Fact{Kind: &messages.Fact_Delivered{Delivered: &messages.Delivered{
-			Destination: c.Durable[len(deliverPrefix):], Sequence: sequence, EventType: v.EventType(), Pulls: pulls,
+			Destination: c.Destination, Sequence: sequence, EventType: v.EventType(), Pulls: pulls, Replay: c.replayOf(v),
 		}}}
 	default: // the others consume no frames
 		return nil
 	}
+}
+
+// replayOf is the job for which the consumer's destination gets the frame once more, ""
+// when it gets it for the first time.
+func (c Consumer) replayOf(v *messages.View) string {
+	if c.Replay != "" {
+		return c.Replay
+	}
+	if r := messages.ParseReplay(v.Replay()); r.Destination != "" {
+		return r.Job
+	}
+	return ""
 }
 
 // quarantinedUnique tells of a frame that route refused: its live events are

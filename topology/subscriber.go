@@ -63,6 +63,7 @@ type subscriber struct {
 	pulls    []*pull
 	nextPull int
 	heard    time.Time // when the server last said anything about a pull
+	epoch    uint64    // of the connection on which the pulls were sent
 	settled  sync.WaitGroup
 }
 
@@ -107,7 +108,7 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 	if err := sub.SetPendingLimits(-1, 64<<20); err != nil {
 		return nil, errSubscribe.New(err, "bound the buffer of consumer %s", s.c.Durable)
 	}
-	s.sub, s.heard = sub, time.Now()
+	s.sub, s.heard, s.epoch = sub, time.Now(), s.bus.reconnects.Load()
 	out := make(chan *message.Message)
 	s.settled.Go(func() { s.receive(ctx, out) })
 	s.settled.Go(func() { s.keepAlive(ctx) })
@@ -312,13 +313,15 @@ func (s *subscriber) pause(ctx context.Context) {
 	}
 }
 
-// checkPulls forgets pulls of which nothing was heard for three heartbeats (a
-// server went away with them) and asks anew.
+// checkPulls forgets pulls of an earlier connection and those of which nothing was
+// heard for three heartbeats (a server went away with them), and asks anew.
 func (s *subscriber) checkPulls() {
 	s.mu.Lock()
-	if len(s.pulls) > 0 && time.Since(s.heard) > 3*pullHeartbeat {
+	epoch := s.bus.reconnects.Load()
+	if len(s.pulls) > 0 && (time.Since(s.heard) > 3*pullHeartbeat || s.epoch != epoch) {
 		s.pulls = nil
 	}
+	s.epoch = epoch
 	s.mu.Unlock()
 	s.pull()
 }
@@ -406,7 +409,12 @@ func (b *Bus) Begin(ctx context.Context, c Consumer) (uint64, error) {
 			cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, first
 		}
 	}
-	_, err := b.js.CreateOrUpdateConsumer(ctx, c.Stream, cfg)
+	var err error
+	if create := "$JS.API.CONSUMER.CREATE." + c.Stream + "." + c.Durable; b.may(create) {
+		_, err = b.js.CreateOrUpdateConsumer(ctx, c.Stream, cfg)
+	} else {
+		err = errNotPermitted.New(nil, "publish to %s", create)
+	}
 	if err != nil && lookErr != nil {
 		// Another replica may have made it a moment ago.
 		if existing, againErr := b.js.Consumer(ctx, c.Stream, c.Durable); againErr == nil {
@@ -428,8 +436,13 @@ func (b *Bus) Begin(ctx context.Context, c Consumer) (uint64, error) {
 func (b *Bus) startSequence(ctx context.Context, c Consumer) (uint64, error) {
 	h := b.History(c.Stream, nil)
 	first, next, err := h.Bounds(ctx)
-	if err != nil || !c.Start.Now && c.Start.Time.IsZero() {
-		return first, err
+	switch {
+	case err != nil:
+		return 0, err
+	case c.Start.Sequence > 0:
+		return max(first, c.Start.Sequence), nil
+	case !c.Start.Now && c.Start.Time.IsZero():
+		return first, nil
 	}
 	if !c.Start.Now {
 		if at, ok, err := h.Since(ctx, c.Start.Time); err != nil || ok {
