@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,10 +38,17 @@ func Main(m *testing.M) {
 		serveNATS(spec)
 		return
 	}
+	if !flag.Parsed() {
+		flag.Parse()
+	}
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue { // tests of processes mostly wait for them
+		_ = f.Value.Set(strconv.Itoa(2 * runtime.GOMAXPROCS(0)))
+	}
 	code := m.Run()
 	if built.dir != "" {
 		_ = os.RemoveAll(built.dir)
 	}
+	removeClocked()
 	os.Exit(code)
 }
 
@@ -148,6 +157,13 @@ func Start(t testing.TB, name string, env []string, args ...string) *Process {
 
 func launch(t testing.TB, name string, env []string, path string, args ...string) *Process {
 	t.Helper()
+	return launchOn(t, nil, name, env, path, args...)
+}
+
+// launchOn starts a program on a host of a test's network, or beside the test when
+// host is nil.
+func launchOn(t testing.TB, host *Host, name string, env []string, path string, args ...string) *Process {
+	t.Helper()
 	p := &Process{t: t, Name: name, cmd: exec.Command(path, args...), log: &tail{}, ended: make(chan struct{})} //nolint:gosec // our own binary
 	p.cmd.Env = append(append(os.Environ(), "AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=canary-secret", "AWS_REGION=us-east-1", "AWS_EC2_METADATA_DISABLED=true"), env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
@@ -157,7 +173,7 @@ func launch(t testing.TB, name string, env []string, path string, args ...string
 		t.Fatal(err)
 	}
 	p.stdin, _ = in.(*os.File)
-	if err := p.cmd.Start(); err != nil {
+	if err := startOn(host, p.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {

@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -22,21 +23,30 @@ type Sink struct {
 	fault  atomic.Pointer[func(http.ResponseWriter, *http.Request) bool]
 	server *http.Server
 
-	mu     sync.Mutex
-	ids    map[string]int
-	events int
-	bytes  int64
-	posts  int
+	mu  sync.Mutex
+	ids map[string]int
+	// replayed are events that came once more, by replay and id.
+	replayed map[string]map[string]int
+	events   int
+	bytes    int64
+	posts    int
+	arrived  func(id string)
 }
 
 // StartSink starts a receiver that ends with the test.
 func StartSink(t testing.TB) *Sink {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return StartSinkAt(t, "127.0.0.1")
+}
+
+// StartSinkAt starts a receiver at an address.
+func StartSinkAt(t testing.TB, addr string) *Sink {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(addr, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Sink{URL: "http://" + l.Addr().String() + "/in", ids: map[string]int{}}
+	s := &Sink{URL: "http://" + l.Addr().String() + "/in", ids: map[string]int{}, replayed: map[string]map[string]int{}}
 	s.server = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = s.server.Serve(l) }()
@@ -52,6 +62,13 @@ func (s *Sink) SetFault(f func(http.ResponseWriter, *http.Request) bool) {
 	}
 	s.fault.Store(&f)
 }
+
+// OnArrival has f called for each event that comes for the first time. f must not call
+// the sink.
+func (s *Sink) OnArrival(f func(id string)) { s.mu.Lock(); defer s.mu.Unlock(); s.arrived = f }
+
+// IDs returns how often each event came.
+func (s *Sink) IDs() map[string]int { s.mu.Lock(); defer s.mu.Unlock(); return maps.Clone(s.ids) }
 
 // ServeHTTP implements http.Handler.
 func (s *Sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -72,22 +89,38 @@ func (s *Sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return // the sender cut it: not received
 	}
 	var ids []string
+	replays := map[string][]string{}
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	lines.Buffer(nil, 64<<20)
 	for lines.Scan() {
 		var event struct {
-			ID    string          `json:"id"`
-			Event json.RawMessage `json:"event"`
+			ID     string          `json:"id"`
+			Replay string          `json:"replay"`
+			Event  json.RawMessage `json:"event"`
 		}
 		if err := json.Unmarshal(lines.Bytes(), &event); err != nil || event.ID == "" || len(event.Event) == 0 {
 			http.Error(w, "bad line", http.StatusBadRequest)
 			return
 		}
+		if event.Replay != "" {
+			replays[event.Replay] = append(replays[event.Replay], event.ID)
+			continue
+		}
 		ids = append(ids, event.ID)
 	}
 	s.mu.Lock()
 	for _, id := range ids {
-		s.ids[id]++
+		if s.ids[id]++; s.ids[id] == 1 && s.arrived != nil {
+			s.arrived(id)
+		}
+	}
+	for replay, ids := range replays {
+		if s.replayed[replay] == nil {
+			s.replayed[replay] = map[string]int{}
+		}
+		for _, id := range ids {
+			s.replayed[replay][id]++
+		}
 	}
 	s.events += len(ids)
 	s.bytes += int64(len(data))
@@ -101,6 +134,26 @@ func (s *Sink) Distinct() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.i
 
 // Events returns how many events came, repeats included.
 func (s *Sink) Events() int { s.mu.Lock(); defer s.mu.Unlock(); return s.events }
+
+// Replayed returns how often each event came for a replay.
+func (s *Sink) Replayed(replay string) map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.replayed[replay])
+}
+
+// AllReplayed returns how often each event came for any replay.
+func (s *Sink) AllReplayed() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := map[string]int{}
+	for _, ids := range s.replayed {
+		for id, n := range ids {
+			all[id] += n
+		}
+	}
+	return all
+}
 
 // Has tells how often an event came.
 func (s *Sink) Has(id string) int { s.mu.Lock(); defer s.mu.Unlock(); return s.ids[id] }

@@ -3,6 +3,7 @@ package harness
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/messages"
+	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/demo/cloud"
 	"github.com/penstock/penstock/topology"
 )
@@ -28,6 +30,8 @@ type World struct {
 	Disk string
 	// Buckets are those that may be read.
 	Buckets []string
+	// addr is where the endpoint, the sink and penstock listen.
+	addr string
 }
 
 // QueueName and Bucket of the world.
@@ -39,7 +43,18 @@ const (
 // NewWorld starts the endpoint and the sink. attributes are those of the queue.
 func NewWorld(t testing.TB, attributes map[string]string) *World {
 	t.Helper()
-	c, err := cloud.Start(t.Context(), cloud.Options{})
+	return newWorld(t, "127.0.0.1", attributes)
+}
+
+// NewWorldIn starts them for all hosts of a network.
+func NewWorldIn(t testing.TB, n *Network, attributes map[string]string) *World {
+	t.Helper()
+	return newWorld(t, n.Addr(), attributes)
+}
+
+func newWorld(t testing.TB, addr string, attributes map[string]string) *World {
+	t.Helper()
+	c, err := cloud.Start(t.Context(), cloud.Options{Addr: net.JoinHostPort(addr, "0")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +69,7 @@ func NewWorld(t testing.TB, attributes map[string]string) *World {
 	if err := c.Notify(Bucket, cloud.Notification{Queue: QueueName}); err != nil {
 		t.Fatal(err)
 	}
-	return &World{T: t, Dir: t.TempDir(), Cloud: c, Queue: url, Sink: StartSink(t), Disk: "2GiB", Buckets: []string{Bucket}}
+	return &World{T: t, Dir: t.TempDir(), Cloud: c, Queue: url, Sink: StartSinkAt(t, addr), Disk: "2GiB", Buckets: []string{Bucket}, addr: addr}
 }
 
 // UseQueue has penstock read another queue.
@@ -71,7 +86,11 @@ func (w *World) UseQueue(name string) {
 // health address. nats is "" for the server inside.
 func (w *World) Config(name, nats string) (path, health string) {
 	w.T.Helper()
-	health = FreeAddr(w.T)
+	return w.config(name, nats, FreeAddr(w.T))
+}
+
+func (w *World) config(name, nats, health string) (path, _ string) {
+	w.T.Helper()
 	bus := "  store: " + filepath.Join(w.Dir, "store") + "\n"
 	if nats != "" {
 		bus = "  url: " + nats + "\n"
@@ -130,11 +149,23 @@ func (w *World) RunStage(stage topology.Stage, replica int, nats string, env ...
 	return Start(w.T, name, env, "run", "--config", path, "--stage", string(stage), "--nats", nats), health
 }
 
+// RunStageOn starts one stage on a host against a NATS server. The configuration is
+// that of [World.Config]; program is "" for penstock as it is.
+func (w *World) RunStageOn(h *Host, program string, stage topology.Stage, replica int, nats string, env ...string) (*Process, string) {
+	w.T.Helper()
+	name := fmt.Sprintf("%s-%d", stage, replica)
+	path, health := w.config(name, nats, h.FreeAddr())
+	if program == "" {
+		program = Binary(w.T)
+	}
+	return h.StartProgram(name, env, program, "run", "--config", path, "--stage", string(stage), "--nats", nats), health
+}
+
 // Log is what the event log holds: how often each event is live in it.
 func Log(t testing.TB, b *topology.Bus) map[messages.ID]int {
 	t.Helper()
-	live := map[messages.ID]int{}
-	err := b.Read(t.Context(), topology.Span{Subject: "penstock.event.>"}, func(m topology.Stored) error {
+	var live map[messages.ID]int
+	readAll(t, b, "penstock.event.>", func() { live = map[messages.ID]int{} }, func(m topology.Stored) error {
 		v, err := messages.DecodeFrame(m.Data)
 		if err != nil {
 			return err
@@ -146,17 +177,14 @@ func Log(t testing.TB, b *topology.Bus) map[messages.ID]int {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return live
 }
 
 // Quarantined returns the records in quarantine by code.
 func Quarantined(t testing.TB, b *topology.Bus) map[string]int {
 	t.Helper()
-	n := map[string]int{}
-	err := b.Read(t.Context(), topology.Span{Subject: "penstock.quarantine.>"}, func(m topology.Stored) error {
+	var n map[string]int
+	readAll(t, b, "penstock.quarantine.>", func() { n = map[string]int{} }, func(m topology.Stored) error {
 		q, err := messages.DecodeQuarantine(m.Data)
 		if err != nil {
 			return err
@@ -167,10 +195,24 @@ func Quarantined(t testing.TB, b *topology.Bus) map[string]int {
 		n[q.Code]++
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return n
+}
+
+// readAll reads a stream from its beginning. Right after a fault the bus may not answer
+// yet: then it begins again, a few times.
+func readAll(t testing.TB, b *topology.Bus, subject string, begin func(), f func(topology.Stored) error) {
+	t.Helper()
+	for try := 1; ; try++ {
+		begin()
+		err := b.Read(t.Context(), topology.Span{Subject: subject}, f)
+		if err == nil {
+			return
+		}
+		if try == 5 || fault.CodeOf(err) != "bus.read_failed" {
+			t.Fatal(err)
+		}
+		t.Logf("begin again: %v", err)
+	}
 }
 
 // Verify checks the event log event by event: each wanted event once, none else.
@@ -209,7 +251,7 @@ func Verify(t testing.TB, log map[messages.ID]int, eventIDs []string) {
 // Ledger asks penstock whether the books balance.
 func Ledger(t testing.TB, url string) (report map[string]any, balanced bool) {
 	t.Helper()
-	out, errOut, code := Run(t, nil, "ledger", "--json", "--nats", url)
+	out, errOut, code := Run(t, nil, "ledger", "--json", "--pulls", "--nats", url)
 	if code > 1 || out == "" {
 		t.Fatalf("penstock ledger ended with %d: %s", code, errOut)
 	}

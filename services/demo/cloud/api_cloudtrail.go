@@ -24,8 +24,9 @@ const trailDays = 90
 // trailPage is the most events of one answer, and the default.
 const trailPage = 50
 
-// EventHistory is that of the account in CloudTrail: LookupEvents.
-// Source: AWS CloudTrail API Reference, LookupEvents; formats F-10.
+// EventHistory is that of the account in CloudTrail: LookupEvents; and the keys that its
+// trails sign with: ListPublicKeys.
+// Source: AWS CloudTrail API Reference, LookupEvents, ListPublicKeys; formats F-10.
 type EventHistory struct {
 	cloud *Cloud
 
@@ -39,6 +40,8 @@ type EventHistory struct {
 	next map[string]time.Time
 	// most is what an answer holds at most, 0 for 50.
 	most int
+	// keys are those that digest files were signed with.
+	keys []trailKey
 	// windows are the spans that were asked for, first pages only.
 	windows []TrailWindow
 }
@@ -152,8 +155,12 @@ func (t *EventHistory) serve(_ context.Context, call *apiCall) (any, *apiError) 
 	bad := func(code, message string) (any, *apiError) {
 		return nil, &apiError{status: http.StatusBadRequest, code: code, message: message}
 	}
-	if call.op != "LookupEvents" {
-		return bad("UnsupportedOperationException", "The emulated CloudTrail knows LookupEvents only.")
+	switch call.op {
+	case "LookupEvents":
+	case "ListPublicKeys":
+		return t.listKeys(call)
+	default:
+		return bad("UnsupportedOperationException", "The emulated CloudTrail knows LookupEvents and ListPublicKeys only.")
 	}
 	var req lookup
 	if e := call.decode(&req); e != nil {

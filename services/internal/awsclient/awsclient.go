@@ -52,7 +52,7 @@ const (
 	connectTimeout = 10 * time.Second // to dial, and again for the TLS handshake
 	// stallTimeout ends a call that gets no byte for so long. SQS answers a long
 	// poll after at most 20 seconds.
-	stallTimeout    = 60 * time.Second
+	stallTimeout    = 30 * time.Second
 	idleTimeout     = 90 * time.Second
 	maxIdleConns    = 256
 	maxIdlePerHost  = 128 // 64 calls at once, and their successors, find a connection
@@ -323,6 +323,7 @@ func httpClient(caFile string) (aws.HTTPClient, error) {
 			tr.MaxIdleConns = maxIdleConns
 			tr.MaxIdleConnsPerHost = maxIdlePerHost
 			tr.IdleConnTimeout = idleTimeout
+			tr.Proxy = staying(tr.Proxy)
 			if roots != nil {
 				if tr.TLSClientConfig == nil {
 					tr.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -331,6 +332,35 @@ func httpClient(caFile string) (aws.HTTPClient, error) {
 			}
 		}).
 		WithReadTimeout(stallTimeout), nil
+}
+
+// staying asks for the proxy of a request, unless that is where a redirect leads away from
+// the service: the SDK follows those, with the session token in a header, and nobody may
+// be led to addresses that only this machine reaches, such as that of its metadata. The
+// SDK leaves no other place to look at them.
+func staying(proxy func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+	return func(r *http.Request) (*url.URL, error) {
+		if from := r.Response; from != nil && from.Request != nil && !samePlace(from.Request.URL, r.URL) {
+			return nil, fmt.Errorf("a redirect from %s leads away, to %s, and is not followed", from.Request.URL.Host, r.URL.Host)
+		}
+		if proxy == nil {
+			return nil, nil //nolint:nilnil // as http.ProxyFromEnvironment
+		}
+		return proxy(r)
+	}
+}
+
+// samePlace tells whether to is the service at from, or another address of AWS.
+func samePlace(from, to *url.URL) bool {
+	if from.Host == to.Host {
+		return from.Scheme == to.Scheme || to.Scheme == "https"
+	}
+	for _, domain := range []string{".amazonaws.com", ".amazonaws.com.cn", ".api.aws"} {
+		if strings.HasSuffix(from.Hostname(), domain) && strings.HasSuffix(to.Hostname(), domain) && to.Scheme == "https" {
+			return true
+		}
+	}
+	return false
 }
 
 // sdkLog passes the SDK's words to slog: by itself it writes plain lines to stderr.

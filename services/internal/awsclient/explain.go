@@ -276,7 +276,7 @@ func (e *callError) classify() *fault.Kind {
 	}
 	var api smithy.APIError
 	if errors.As(e.err, &api) {
-		e.code, e.message = shortCode(api.ErrorCode()), say(api.ErrorMessage())
+		e.code, e.message = shortCode(api.ErrorCode()), say(untold(response, api.ErrorMessage()))
 		if m := lacking.FindStringSubmatch(api.ErrorMessage()); m != nil {
 			e.action = properAction(m[1])
 			e.resource = policyResource(e.action, strings.TrimRight(m[2], `".,`))
@@ -466,6 +466,19 @@ var (
 	queryOfURL = regexp.MustCompile(`\?[^\s"]*`)
 	spaces     = regexp.MustCompile(`\s+`)
 )
+
+// untold takes out of a message what the request told in secret: a far side may say it back.
+func untold(response *smithyhttp.ResponseError, s string) string {
+	if response == nil || response.Response == nil || response.Response.Response == nil || response.Response.Request == nil {
+		return s
+	}
+	for _, name := range []string{"X-Amz-Security-Token", "Authorization", "Proxy-Authorization"} {
+		if secret := response.Response.Request.Header.Get(name); secret != "" {
+			s = strings.ReplaceAll(s, secret, "[redacted]")
+		}
+	}
+	return s
+}
 
 // say makes a message of somebody else one short line without signatures.
 func say(s string) string {

@@ -27,7 +27,6 @@ import (
 	"github.com/google/cel-go/cel"
 	"github.com/google/cel-go/common/types"
 	"github.com/google/cel-go/common/types/ref"
-	"github.com/google/cel-go/ext"
 	"github.com/google/cel-go/interpreter"
 
 	"github.com/penstock/penstock/messages"
@@ -67,7 +66,11 @@ const docVariable = "event.doc"
 // environment is made on first use: it takes milliseconds and most
 // configurations have no expression.
 var environment = sync.OnceValues(func() (*cel.Env, error) {
-	return cel.NewEnv(
+	strings, err := boundedStrings()
+	if err != nil {
+		return nil, err
+	}
+	return cel.NewEnv(append(strings,
 		cel.Variable("event.id", cel.StringType),
 		cel.Variable("event.type", cel.StringType),
 		cel.Variable("event.time", cel.TimestampType),
@@ -76,9 +79,8 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 		cel.Variable("event.region", cel.StringType),
 		cel.Variable(docVariable, cel.DynType),
 		cel.OptionalTypes(),
-		ext.Strings(),
 		cel.ASTValidators(cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals(), cel.ValidateRegexLiterals()),
-	)
+	)...)
 })
 
 // Compile checks expression, which must give a bool. The error names line and
@@ -88,16 +90,13 @@ func Compile(expression string) (*Condition, error) {
 	if err != nil {
 		return nil, errSyntax.New(err, "set up CEL")
 	}
-	ast, issues := env.Compile(expression)
-	if issues.Err() != nil {
+	ast, mistakes := check(env, expression)
+	if len(mistakes) > 0 {
 		var all []string
-		for _, e := range issues.Errors() {
-			all = append(all, fmt.Sprintf("line %d, column %d: %s", e.Location.Line(), max(1, e.Location.Column()+1), e.Message))
+		for _, m := range mistakes {
+			all = append(all, m.String())
 		}
 		return nil, errSyntax.New(nil, "compile %q: %s", expression, strings.Join(all, "; "))
-	}
-	if out := ast.OutputType(); !out.IsExactType(cel.BoolType) && !out.IsExactType(cel.DynType) {
-		return nil, errSyntax.New(nil, "compile %q: it gives %s, not a bool", expression, out)
 	}
 	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(CostLimit))
 	if err != nil {
@@ -118,6 +117,49 @@ func Explain(err error) (why, fix string) {
 		return err.Error(), ""
 	}
 	return f.Doing, f.Kind.Fix
+}
+
+// Mistake is something wrong in an expression.
+type Mistake struct {
+	// Line and Column count from 1, Column in characters; both are 0 for what concerns the
+	// expression as a whole.
+	Line, Column int
+	What         string
+}
+
+func (m Mistake) String() string {
+	if m.Line == 0 {
+		return m.What
+	}
+	return fmt.Sprintf("line %d, column %d: %s", m.Line, m.Column, m.What)
+}
+
+// Mistakes returns what Compile would refuse an expression for; none when it is good.
+func Mistakes(expression string) []Mistake {
+	env, err := environment()
+	if err != nil {
+		return []Mistake{{What: err.Error()}}
+	}
+	_, all := check(env, expression)
+	return all
+}
+
+func check(env *cel.Env, expression string) (*cel.Ast, []Mistake) {
+	ast, issues := env.Compile(expression)
+	if issues.Err() != nil {
+		var all []Mistake
+		for _, e := range issues.Errors() {
+			all = append(all, Mistake{Line: e.Location.Line(), Column: max(1, e.Location.Column()+1), What: e.Message})
+		}
+		return nil, all
+	}
+	if out := ast.OutputType(); !out.IsExactType(cel.BoolType) && !out.IsExactType(cel.DynType) {
+		return nil, []Mistake{{What: fmt.Sprintf("it gives %s, not a bool", out)}}
+	}
+	if tooHeavy(ast.NativeRep()) {
+		return nil, []Mistake{{What: "it puts the same into lists over and over again, which takes too long to compare"}}
+	}
+	return ast, nil
 }
 
 // NeedsDoc reports whether the expression mentions event.doc.
@@ -146,7 +188,7 @@ func (c *Condition) Match(e *Event) (bool, error) {
 // quote the value.
 func reason(err error) string {
 	text := err.Error()
-	for _, known := range []string{"no such key", "no such overload", "no such attribute", "actual cost limit exceeded", "index out of bounds", "division by zero", "nested too deep", "modulus by zero", "overflow"} {
+	for _, known := range []string{"no such key", "no such overload", "no such attribute", "actual cost limit exceeded", "index out of bounds", "division by zero", "nested too deep", "modulus by zero", "overflow", "text too long"} {
 		if strings.Contains(text, known) {
 			return known
 		}

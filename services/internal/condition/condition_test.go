@@ -215,3 +215,25 @@ func BenchmarkMatch(b *testing.B) {
 		})
 	}
 }
+
+func TestMistakes(t *testing.T) {
+	for _, tt := range []struct {
+		where string
+		want  []Mistake
+	}{
+		{`event.region == "eu"`, nil},
+		{`event.type`, []Mistake{{What: "it gives string, not a bool"}}},
+		{"event.region == \"ä\" &&\n  event.tpye == 1", []Mistake{{2, 3, "undeclared reference to 'event' (in container '')"}}},
+	} {
+		got := Mistakes(tt.where)
+		if len(got) != len(tt.want) {
+			t.Errorf("%s: got %v", tt.where, got)
+			continue
+		}
+		for i, m := range got {
+			if m != tt.want[i] {
+				t.Errorf("%s: got %+v, want %+v", tt.where, m, tt.want[i])
+			}
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package condition
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/penstock/penstock/messages/fault"
@@ -76,6 +77,23 @@ func matches(words []string, eventType string) bool {
 		}
 	}
 	return !more
+}
+
+// Narrow returns the patterns of what is in both of two lists, of which an empty one holds
+// all, and false when there can be nothing. The patterns must be well formed.
+func Narrow(a, b []string) ([]string, bool) {
+	if len(a) == 0 || len(b) == 0 {
+		return append(slices.Clone(a), b...), true
+	}
+	var both []string
+	for _, x := range a {
+		for _, y := range b {
+			if t, ok := Both(x, y); ok {
+				both = append(both, t)
+			}
+		}
+	}
+	return both, len(both) > 0
 }
 
 // Both returns the pattern that holds the types which fit both patterns, and false

@@ -140,7 +140,23 @@ func plainText(x reflect.Value) (string, bool) {
 	return "", false
 }
 
-func hideUser(s string) string { return userinfo.ReplaceAllString(s, "://"+redacted+"@") }
+// hideUser hides what addresses hold beside where they lead: users, passwords, and the
+// values of a query, which may be a token or a signature.
+func hideUser(s string) string {
+	s = bareUserinfo.ReplaceAllString(userinfo.ReplaceAllString(s, "://"+redacted+"@"), "${1}"+redacted+"@")
+	return addressWithQuery.ReplaceAllStringFunc(s, func(address string) string {
+		at := strings.IndexByte(address, '?')
+		return address[:at] + queryValue.ReplaceAllString(address[at:], "${1}"+redacted)
+	})
+}
+
+var (
+	// addressWithQuery is an address with a query; without a scheme only as a whole text,
+	// which conditions and patterns do not look like.
+	addressWithQuery = regexp.MustCompile(`://[^\s"?]*\?[^\s"]*|^[A-Za-z0-9.:-]+/[^\s"?]*\?[^\s"]*=[^\s"]*$`)
+	// queryValue is a value of a query, or a query that is nothing but a value.
+	queryValue = regexp.MustCompile(`(\?(?:[^=&#\s]*=)?|&[^=&#\s]*=)[^&#\s]+`)
+)
 
 func number(x reflect.Value) string {
 	switch {

@@ -121,14 +121,23 @@ func (n *Node) Problem(why, fix string) error {
 	return &Error{Problems: []Problem{n.problem(Invalid, n.discreet(why), fix)}}
 }
 
-// discreet cuts from the reason what may have come out of a variable or file.
+// discreet cuts from the reason what may have come out of a variable or file, at n or
+// below it.
 func (n *Node) discreet(why string) string {
-	if n == nil || !n.resolved {
+	if n == nil {
 		return why
 	}
-	why, _, _ = strings.Cut(why, ": ")
-	if len(n.text) >= 4 { // shorter ones are in words by chance
-		why = strings.ReplaceAll(why, n.text, n.raw)
+	if n.resolved {
+		why, _, _ = strings.Cut(why, ": ")
+		if len(n.text) >= 4 { // shorter ones are in words by chance
+			why = strings.ReplaceAll(why, n.text, n.raw)
+		}
+	}
+	for _, item := range n.items {
+		why = item.discreet(why)
+	}
+	for _, p := range n.pairs {
+		why = p.value.discreet(why)
 	}
 	return why
 }
@@ -140,8 +149,13 @@ func (n *Node) problem(code Code, why, fix string) Problem {
 	}
 }
 
-// userinfo is the user and password in an address.
-var userinfo = regexp.MustCompile(`://[^/@\s"]*@`)
+// userinfo is the user and password in an address, as far as the last @ of what may be
+// one: a password may have more of them.
+var userinfo = regexp.MustCompile(`://[^/?#\s"]*@`)
+
+// bareUserinfo is the same at the beginning of an address that has no scheme, as those of
+// NATS servers may be.
+var bareUserinfo = regexp.MustCompile(`(^|,)\s*[^\s/:@",]+:[^/?#\s"]*@`)
 
 // show returns a scalar as it is written in the file, for a message: references
 // unresolved, passwords in addresses cut out. Other kinds give nothing.
@@ -149,7 +163,7 @@ func (n *Node) show() string {
 	if n.kind != Scalar {
 		return ""
 	}
-	s := short(userinfo.ReplaceAllString(n.raw, "://"+redacted+"@"))
+	s := short(hideUser(n.raw))
 	if n.tag == "!!str" {
 		return strconv.Quote(s)
 	}

@@ -10,10 +10,13 @@
 package ledger
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/topology"
@@ -23,17 +26,26 @@ import (
 //
 // It keeps some hundred bytes for each pull, and a bit for each frame. While
 // a pull is under way, it keeps two bits for each of its records as well. Once the
-// pull has been routed to the last record, those shrink to runs.
+// pull has been routed to the last record, those shrink to runs. With a [Store] all
+// that has not changed for a while is there, and not in memory.
 type Fold struct {
-	mu     sync.Mutex
+	mu   sync.Mutex
+	kept kept
+	now  int64 // when the facts that are being added were stored, Unix ns; 0 unknown
+	// gaps are when the first message behind each gap of the ledger was stored, forgot is
+	// up to when pulls were deleted; Unix ns.
+	gaps   []int64
+	forgot int64
 	pulls  map[messages.ID]*pull
-	order  []*pull // by first sight
-	routed map[uint32]*ordinals
-	dests  map[string]*destination
-	inDest []*destination // by first sight
-	types  map[string]int
-	inType []string
-	names  map[string]string
+	order  []*pull // by first sight; not with a store
+	sets   map[string]*frames
+	// resolved entries of the quarantine; with a store only those it does not have yet.
+	resolved map[string]Resolution
+	dests    map[string]*destination
+	inDest   []*destination // by first sight
+	types    map[string]int
+	inType   []string
+	names    map[string]string
 	// facts by stage, and how many of them were of no kind that we know.
 	facts  map[string]uint64
 	unread uint64
@@ -49,21 +61,30 @@ type destination struct {
 	// lists are all lists of types that it ever had, removed that it is gone.
 	lists   [][]string
 	removed bool
-	seen    ordinals // EVENTS sequences settled
+	frames  uint64    // of EVENTS that it settled
+	reading []reading // by type, 0 where it was not asked yet
+	dirty   bool
 }
 
 // New returns an empty fold.
 func New() *Fold {
 	return &Fold{
-		pulls: map[messages.ID]*pull{}, routed: map[uint32]*ordinals{}, dests: map[string]*destination{},
+		pulls: map[messages.ID]*pull{}, sets: map[string]*frames{}, resolved: map[string]Resolution{}, dests: map[string]*destination{},
 		types: map[string]int{}, names: map[string]string{}, facts: map[string]uint64{},
 	}
 }
 
 // Add adds the facts of a stage.
-func (f *Fold) Add(stage string, facts *messages.Facts) {
+func (f *Fold) Add(stage string, facts *messages.Facts) { f.AddAt(time.Time{}, stage, facts) }
+
+// AddAt adds the facts of a stage that were stored at a time.
+func (f *Fold) AddAt(stored time.Time, stage string, facts *messages.Facts) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.now = 0
+	if !stored.IsZero() {
+		f.now = stored.UnixNano()
+	}
 	f.facts[f.name(stage)] += uint64(len(facts.GetFacts()))
 	for _, fact := range facts.GetFacts() {
 		switch kind := fact.GetKind().(type) {
@@ -73,6 +94,7 @@ func (f *Fold) Add(stage string, facts *messages.Facts) {
 			f.fetched(kind.Fetched)
 		case *messages.Fact_Parsed:
 			p := f.pull(kind.Parsed.GetPull())
+			p.at[parsed].add(f.now)
 			p.addParsed(kind.Parsed)
 			p.close()
 		case *messages.Fact_Routed:
@@ -80,7 +102,11 @@ func (f *Fold) Add(stage string, facts *messages.Facts) {
 		case *messages.Fact_Delivered:
 			f.addDelivered(kind.Delivered)
 		case *messages.Fact_Destination:
-			f.destination(kind.Destination.GetName()).says(kind.Destination)
+			if f.destination(kind.Destination.GetName()).says(kind.Destination) {
+				f.kept.rejudge = true
+			}
+		case *messages.Fact_Resolved:
+			f.addResolved(kind.Resolved)
 		default:
 			f.unread++
 		}
@@ -96,18 +122,24 @@ func (f *Fold) pull(id []byte) *pull {
 		key = messages.NewID(id)
 	}
 	p := f.pulls[key]
+	if p == nil && f.kept.store != nil {
+		p = f.load(key)
+	}
 	if p == nil {
 		p = &pull{key: key, open: &progress{}}
 		f.pulls[key] = p
-		f.order = append(f.order, p)
+		if f.kept.store == nil {
+			f.order = append(f.order, p)
+		}
 	}
+	f.touch(p)
 	return p
 }
 
 func (f *Fold) destination(name string) *destination {
 	d := f.dests[name]
 	if d == nil {
-		d = &destination{name: name, index: len(f.inDest)}
+		d = &destination{name: name, index: len(f.inDest), dirty: true}
 		f.dests[name] = d
 		f.inDest = append(f.inDest, d)
 	}
@@ -144,11 +176,20 @@ var asRank = map[messages.Announced_As]int{
 
 func (f *Fold) announced(a *messages.Announced) {
 	p := f.pull(a.GetOrigin().GetPull())
+	p.at[announced].add(f.now)
+	if len(a.GetMessageIds()) > 0 && f.kept.store != nil {
+		p.messageIDs = a.GetMessageIds()
+	}
 	if p.announced && asRank[a.GetAs()] <= asRank[p.as] {
 		return
 	}
 	p.announced, p.as, p.asCode = true, a.GetAs(), f.name(a.GetCode())
 	p.source, p.origin, p.messages = f.name(a.GetOrigin().GetSource()), originName(a), a.GetMessages()
+	p.again, p.job = bytes.Clone(a.GetAgain()), a.GetJob()
+	p.own()
+	if f.kept.store != nil {
+		p.details = detailsOf(a.GetOrigin())
+	}
 }
 
 // originName is what a person would call it.
@@ -156,6 +197,9 @@ func originName(a *messages.Announced) string {
 	o := a.GetOrigin()
 	if a.GetMessages() > 1 {
 		return fmt.Sprintf("%d messages", a.GetMessages())
+	}
+	if o.GetBucket() == "" && o.GetKey() == "" && o.GetMessageId() == "" && o.GetApi() != "" {
+		return strings.TrimSpace(o.GetApi() + " " + o.GetResource())
 	}
 	if o.GetBucket() == "" && o.GetKey() == "" {
 		return "message " + o.GetMessageId()
@@ -174,6 +218,7 @@ var endRank = map[messages.Fetched_End]int{
 
 func (f *Fold) fetched(n *messages.Fetched) {
 	p := f.pull(n.GetPull())
+	p.at[fetched].add(f.now)
 	if p.fetched {
 		rank, before := endRank[n.GetEnd()], endRank[p.end]
 		if rank < before || rank == before && n.GetRecords() <= p.cut {
@@ -190,17 +235,13 @@ func (f *Fold) fetched(n *messages.Fetched) {
 }
 
 func (f *Fold) addRouted(r *messages.Routed) {
-	seen := f.routed[r.GetLane()]
-	if seen == nil {
-		seen = &ordinals{}
-		f.routed[r.GetLane()] = seen
-	}
-	if !seen.add(r.GetSequence()) {
+	if !f.set("route " + strconv.FormatUint(uint64(r.GetLane()), 10)).add(r.GetSequence()) {
 		return
 	}
 	eventType := f.typeOf(r.GetEventType())
 	for _, rp := range r.GetPulls() {
 		p := f.pull(rp.GetPull())
+		p.at[routed].add(f.now)
 		p.addRouted(rp)
 		logged := int64(len(rp.GetUnique())) - int64(counts(rp.GetDropped()).sum())
 		for retyped, n := range rp.GetRetyped() {
@@ -212,33 +253,71 @@ func (f *Fold) addRouted(r *messages.Routed) {
 	}
 }
 
+// deliveredSet names the set of EVENTS sequences that a destination has settled, for
+// the first time or for a replay.
+func deliveredSet(destination, replay string) string {
+	if replay == "" {
+		return "deliver " + destination
+	}
+	return "replay " + replay + " " + destination
+}
+
 func (f *Fold) addDelivered(n *messages.Delivered) {
 	d := f.destination(n.GetDestination())
-	if !d.seen.add(n.GetSequence()) {
+	if !f.set(deliveredSet(d.name, n.GetReplay())).add(n.GetSequence()) {
 		return
 	}
+	if n.GetReplay() == "" {
+		d.frames++
+		d.dirty = true
+	}
 	for _, dp := range n.GetPulls() {
-		f.pull(dp.GetPull()).addDelivered(d.index, dp)
+		p := f.pull(dp.GetPull())
+		p.addDelivered(d.index, n.GetReplay(), f.now, dp)
+		p.own()
 	}
 }
 
-// says takes note of what a destination reads, or that it is gone.
-func (d *destination) says(n *messages.Destination) {
-	d.known, d.removed = true, n.GetRemoved()
-	if d.removed {
+// Resolution is how an entry of the quarantine came to an end.
+type Resolution struct {
+	Pull messages.ID
+	*messages.Resolved
+	At time.Time
+}
+
+func (f *Fold) addResolved(r *messages.Resolved) {
+	if f.knowsEntry(r.GetEntry()) {
 		return
 	}
-	d.types, d.first = n.GetTypes(), n.GetFirst()
-	if !slices.ContainsFunc(d.lists, func(l []string) bool { return slices.Equal(l, d.types) }) {
-		d.lists = append(d.lists, d.types)
+	p := f.pull(r.GetPull())
+	f.resolved[r.GetEntry()] = Resolution{Pull: p.key, Resolved: r, At: timeOf(f.now)}
+	p.addResolved(r)
+}
+
+// says takes note of what a destination reads, or that it is gone, and returns whether
+// that is news.
+func (d *destination) says(n *messages.Destination) bool {
+	news := !d.known || d.removed != n.GetRemoved()
+	d.known, d.removed = true, n.GetRemoved()
+	if !d.removed {
+		news = news || d.first != n.GetFirst() || !slices.Equal(d.types, n.GetTypes())
+		d.types, d.first = n.GetTypes(), n.GetFirst()
+		if !slices.ContainsFunc(d.lists, func(l []string) bool { return slices.Equal(l, d.types) }) {
+			d.lists = append(d.lists, d.types)
+			d.reading = nil
+			news = true
+		}
 	}
+	d.dirty = d.dirty || news
+	return news
 }
 
 // reading says whether a destination reads events of a type.
 type reading uint8
 
 const (
-	never reading = iota
+	unasked reading = iota
+	never
 	// sometimes: it was changed, and nobody knows which were logged before.
 	sometimes
 	always
@@ -259,6 +338,17 @@ func (d *destination) reads(eventType string) reading {
 		return sometimes
 	}
 	return always
+}
+
+// wants is reads for a type of the fold, remembered.
+func (f *Fold) wants(d *destination, eventType int) reading {
+	for len(d.reading) <= eventType {
+		d.reading = append(d.reading, unasked)
+	}
+	if d.reading[eventType] == unasked {
+		d.reading[eventType] = d.reads(f.inType[eventType])
+	}
+	return d.reading[eventType]
 }
 
 // matches goes by the wildcards of NATS: * for one token, > for one or more at the end.

@@ -97,6 +97,11 @@ func (b *book) delivered(destination, pull string, confirmed, filtered uint64, q
 	return b
 }
 
+func (b *book) resolved(pull string) *book {
+	b.add(&messages.Fact{Kind: &messages.Fact_Resolved{Resolved: &messages.Resolved{Entry: "e", Pull: id(pull), Records: 1, How: messages.Resolved_HOW_REDRIVEN}}})
+	return b
+}
+
 func (b *book) destination(name string, first uint64, types ...string) *book {
 	b.add(&messages.Fact{Kind: &messages.Fact_Destination{Destination: &messages.Destination{Name: name, First: first, Types: types}}})
 	return b
@@ -326,6 +331,9 @@ func TestBalance(t *testing.T) {
 		{
 			"given up, redriven and read", plain().fetch(&messages.Fetched{End: messages.Fetched_END_QUARANTINED, Code: "fetch.denied"}, "a"),
 			want{counts: ten, dest: all},
+		},
+		{
+			"of what is forgotten an entry is resolved", plain().resolved("forgotten"), want{counts: ten, dest: all},
 		},
 		{
 			"never announced", plain().without(8),

@@ -116,13 +116,16 @@ func (s *ordinals) pack() []byte {
 	return slices.Clip(out)
 }
 
-// unpack is the reverse of pack.
+// unpack is the reverse of pack. What is broken is left out.
 func unpack(runs []byte) *ordinals {
 	s := &ordinals{}
 	var at uint64
 	for len(runs) > 0 {
 		gap, n := binary.Uvarint(runs)
-		length, m := binary.Uvarint(runs[n:])
+		length, m := binary.Uvarint(runs[max(0, n):])
+		if n <= 0 || m <= 0 || length > 1<<32 {
+			return s
+		}
 		runs = runs[n+m:]
 		at += gap
 		for range length {

@@ -1,6 +1,8 @@
 package ledger
 
 import (
+	"slices"
+
 	"github.com/penstock/penstock/messages"
 )
 
@@ -63,6 +65,49 @@ type pull struct {
 	settled             []settled
 	open                *progress // nil once every record is accounted for
 	closed              closed    // what is left of it then
+
+	// again is the pull that it repeats, job who does so.
+	again []byte
+	job   string
+	// at is when the facts of the stages before deliver were stored.
+	at       [announcedToRouted]between
+	resolved []Resolved
+
+	// The rest is there with a store only.
+	row        int64
+	details    []byte // an encoded messages.Origin
+	messageIDs []byte // not written yet
+	since      int64  // unbalanced since, Unix ns; 0 when it is not
+	used       bool   // changed since it was written
+	touched    int64  // when the first fact of that was stored
+	before     *Pull
+}
+
+// Stages before deliver that leave facts of a pull.
+const (
+	announced = iota
+	fetched
+	parsed
+	routed
+	announcedToRouted
+)
+
+// between is the time of the first and of the last fact, Unix ns.
+type between struct{ first, last int64 }
+
+func (b *between) add(now int64) {
+	if now == 0 {
+		return
+	}
+	if b.first == 0 || now < b.first {
+		b.first = now
+	}
+	b.last = max(b.last, now)
+}
+
+func (b *between) merge(more between) {
+	b.add(more.first)
+	b.add(more.last)
 }
 
 // progress is what is needed only while a pull is under way.
@@ -83,9 +128,12 @@ type typed struct {
 	n         int64
 }
 
-// settled is what a destination did with the events of a pull.
+// settled is what a destination did with the events of a pull, the first time or for
+// a replay.
 type settled struct {
 	destination                  int
+	replay                       string
+	at                           between
 	confirmed, filtered, skipped uint64
 	quarantined                  counts
 }
@@ -109,7 +157,9 @@ func (p *pull) addParsed(n *messages.Parsed) {
 	if p.open.frames == nil {
 		p.open.frames = map[uint32]*messages.Parsed{}
 	}
-	p.open.frames[n.GetFrameNo()] = n
+	p.open.frames[n.GetFrameNo()] = &messages.Parsed{ // without samples of drift
+		FrameNo: n.GetFrameNo(), Records: n.GetRecords(), Events: n.GetEvents(), Skipped: n.GetSkipped(), Quarantined: n.GetQuarantined(),
+	}
 	p.parsedFrames++
 	p.parsed += n.GetRecords()
 	p.events += n.GetEvents()
@@ -162,16 +212,78 @@ func (p *pull) log(eventType int, n int64) {
 	p.logged = append(p.logged, typed{eventType, n})
 }
 
-// addDelivered is called once by frame and destination.
-func (p *pull) addDelivered(destination int, n *messages.DeliveredPull) {
-	for i := range p.settled {
-		if p.settled[i].destination == destination {
-			p.settled[i].add(n)
+// maxReplays bounds for how many replays a pull says one by one what they did with it.
+const maxReplays = 50
+
+// addDelivered is called once by frame, destination and replay.
+func (p *pull) addDelivered(destination int, replay string, now int64, n *messages.DeliveredPull) {
+	i := slices.IndexFunc(p.settled, func(s settled) bool { return s.destination == destination && s.replay == replay })
+	if i < 0 {
+		if replay != "" && len(p.settled) >= maxReplays {
 			return
 		}
+		i = len(p.settled)
+		p.settled = append(p.settled, settled{destination: destination, replay: replay})
 	}
-	p.settled = append(p.settled, settled{destination: destination})
-	p.settled[len(p.settled)-1].add(n)
+	p.settled[i].at.add(now)
+	p.settled[i].add(n)
+}
+
+// own makes what was settled for the job that p is a pull of the first time: it is that for
+// p alone. The job may tell of p after its first events were delivered.
+func (p *pull) own() {
+	job := messages.ParseReplay(p.job).Job
+	if job == "" {
+		return
+	}
+	for i := 0; i < len(p.settled); i++ {
+		s := p.settled[i]
+		if s.replay != job {
+			continue
+		}
+		first := slices.IndexFunc(p.settled, func(o settled) bool { return o.destination == s.destination && o.replay == "" })
+		if first < 0 {
+			p.settled[i].replay = ""
+			continue
+		}
+		into := &p.settled[first]
+		into.at.merge(s.at)
+		into.confirmed, into.filtered, into.skipped = into.confirmed+s.confirmed, into.filtered+s.filtered, into.skipped+s.skipped
+		into.quarantined.add(s.quarantined)
+		p.settled = slices.Delete(p.settled, i, i+1)
+		i--
+	}
+}
+
+// maxResolved bounds for how many kinds of entries a pull says what became of them.
+const maxResolved = 50
+
+// past tells whether nothing is known of p but what was done with it long after: it was sent
+// again, or what was in quarantine came to an end, when the ledger had forgotten the rest.
+func (p *pull) past() bool {
+	return !p.fetched && p.parsedFrames == 0 && p.parsed == 0 && p.unique+p.duplicate == 0 &&
+		!slices.ContainsFunc(p.settled, func(s settled) bool { return s.replay == "" })
+}
+
+// addResolved is called once by entry.
+func (p *pull) addResolved(n *messages.Resolved) {
+	i := slices.IndexFunc(p.resolved, func(r Resolved) bool {
+		return r.Stage == n.GetStage() && r.Code == n.GetCode() && r.Destination == n.GetDestination()
+	})
+	if i < 0 {
+		if len(p.resolved) >= maxResolved {
+			return
+		}
+		i = len(p.resolved)
+		p.resolved = append(p.resolved, Resolved{Stage: n.GetStage(), Code: n.GetCode(), Destination: n.GetDestination()})
+	}
+	switch r := &p.resolved[i]; n.GetHow() {
+	case messages.Resolved_HOW_REDRIVEN:
+		r.Redriven += max(1, n.GetRecords())
+	case messages.Resolved_HOW_DISCARDED:
+		r.Discarded += max(1, n.GetRecords())
+	case messages.Resolved_HOW_UNKNOWN:
+	}
 }
 
 func (s *settled) add(n *messages.DeliveredPull) {

@@ -1,9 +1,12 @@
 package ledger
 
 import (
+	"encoding/hex"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/penstock/penstock/messages"
 )
@@ -58,6 +61,8 @@ type Total struct {
 	// have problems.
 	Open       int `json:"open"`
 	Unbalanced int `json:"unbalanced"`
+	// Partial pulls are those of which not all facts are kept.
+	Partial int `json:"partial,omitempty"`
 	// Announced counts pulls by what they were announced as, Ended those fetched by
 	// how that ended.
 	Announced map[string]uint64 `json:"announced"`
@@ -69,6 +74,9 @@ type Total struct {
 	// Bytes as stored upstream, RawBytes after decompression.
 	Bytes    uint64 `json:"bytes"`
 	RawBytes uint64 `json:"raw_bytes"`
+	// Redriven and discarded records, of those quarantined at any stage.
+	Redriven  uint64 `json:"redriven,omitempty"`
+	Discarded uint64 `json:"discarded,omitempty"`
 	Counts
 }
 
@@ -80,6 +88,8 @@ const (
 	Open       State = "open"
 	Balanced   State = "balanced"
 	Unbalanced State = "unbalanced"
+	// Partial: facts about it are lost, so that nothing can be said.
+	Partial State = "partial"
 )
 
 // Pull is the balance of one announcement of one thing.
@@ -104,7 +114,39 @@ type Pull struct {
 	RawBytes     uint64 `json:"raw_bytes"`
 	Counts
 	Destinations []Settled `json:"destinations,omitempty"`
-	Problems     []string  `json:"problems,omitempty"`
+	// Replays are what was delivered again, by replay.
+	Replays []Settled `json:"replays,omitempty"`
+	// Resolved entries of the quarantine: of what was quarantined, that much was
+	// redriven or discarded.
+	Resolved []Resolved `json:"resolved,omitempty"`
+	Problems []string   `json:"problems,omitempty"`
+	// Again is the pull that this one repeats, Job the job that did so. Only is the one
+	// destination that its events went to, where it is not all.
+	Again string `json:"again,omitempty"`
+	Job   string `json:"job,omitempty"`
+	Only  string `json:"only,omitempty"`
+	// Stages say when facts of the stages were stored, where that is known; First and
+	// Last are of all of them. Since is since when it is unbalanced.
+	Stages []Times   `json:"stages,omitempty"`
+	First  time.Time `json:"first,omitzero"`
+	Last   time.Time `json:"last,omitzero"`
+	Since  time.Time `json:"since,omitzero"`
+}
+
+// Times are when the first and the last fact of a stage were stored.
+type Times struct {
+	Stage string    `json:"stage"`
+	First time.Time `json:"first"`
+	Last  time.Time `json:"last"`
+}
+
+// Resolved is what became of quarantined records.
+type Resolved struct {
+	Stage       string `json:"stage"`
+	Code        string `json:"code"`
+	Destination string `json:"destination,omitempty"`
+	Redriven    uint64 `json:"redriven"`
+	Discarded   uint64 `json:"discarded"`
 }
 
 // Settled is what a destination owes and has done, for one pull or for all.
@@ -130,6 +172,11 @@ type Settled struct {
 	// beyond what the event log has.
 	Missing uint64 `json:"missing"`
 	Extra   uint64 `json:"extra,omitempty"`
+	// Replay is the job that had it delivered again, "" for the first time. First and Last
+	// are when the facts were stored. Only a pull has these.
+	Replay string    `json:"replay,omitempty"`
+	First  time.Time `json:"first,omitzero"`
+	Last   time.Time `json:"last,omitzero"`
 }
 
 // Destination is the balance of one destination over all pulls.
@@ -151,29 +198,26 @@ func (f *Fold) Report() Report {
 	r := Report{
 		Problems: []string{}, Pulls: make([]Pull, 0, len(f.order)), Destinations: make([]Destination, len(f.inDest)),
 		Facts: maps.Clone(f.facts), Unread: f.unread,
-		Total: Total{Pulls: len(f.order), Announced: map[string]uint64{}, Ended: map[string]uint64{}},
+		Total: Total{Announced: map[string]uint64{}, Ended: map[string]uint64{}},
 	}
-	// wanted[d][t]: whether destination d reads events of type t.
-	wanted := make([][]reading, len(f.inDest))
 	for i, d := range f.inDest {
-		r.Destinations[i] = Destination{Settled: Settled{Name: d.name}, Types: append([]string{}, d.types...), First: d.first, Removed: d.removed, Frames: d.seen.count()}
-		wanted[i] = make([]reading, len(f.inType))
-		for t, name := range f.inType {
-			wanted[i][t] = d.reads(name)
-		}
-		if !d.known {
-			r.Problems = append(r.Problems, fmt.Sprintf(
-				"destination %s has settled events, but never said which it reads: what it misses cannot be told", d.name))
+		r.Destinations[i] = d.report()
+		if problem := d.problem(); problem != "" {
+			r.Problems = append(r.Problems, problem)
 		}
 	}
 	more := 0
 	for _, p := range f.order {
-		b := f.balance(p, wanted)
-		r.add(p, &b)
+		b := f.balance(p)
+		r.Total.Add(&b, 1)
+		for i := range b.Destinations {
+			at := slices.IndexFunc(r.Destinations, func(d Destination) bool { return d.Name == b.Destinations[i].Name })
+			r.Destinations[at].Add(&b.Destinations[i], 1)
+		}
 		r.Pulls = append(r.Pulls, b)
 		for _, problem := range b.Problems {
 			if len(r.Problems) < maxProblems {
-				r.Problems = append(r.Problems, b.name()+": "+problem)
+				r.Problems = append(r.Problems, b.Name()+": "+problem)
 				continue
 			}
 			more++
@@ -186,8 +230,22 @@ func (f *Fold) Report() Report {
 	return r
 }
 
-// name says which pull, for a sentence.
-func (b *Pull) name() string {
+// report is all of a destination but the sums.
+func (d *destination) report() Destination {
+	return Destination{Settled: Settled{Name: d.name}, Types: append([]string{}, d.types...), First: d.first, Removed: d.removed, Frames: d.frames}
+}
+
+// problem is that of a destination that is not known. One that was only replayed to, e.g.
+// with --to-file, reads nothing by itself and misses nothing.
+func (d *destination) problem() string {
+	if d.known || d.frames == 0 {
+		return ""
+	}
+	return fmt.Sprintf("destination %s has settled events, but never said which it reads: what it misses cannot be told", d.name)
+}
+
+// Name says which pull, for a sentence.
+func (b *Pull) Name() string {
 	what := b.Origin
 	if what == "" {
 		what = "something"
@@ -199,7 +257,14 @@ func (b *Pull) name() string {
 }
 
 // balance compares what went into each stage with what came out.
-func (f *Fold) balance(p *pull, wanted [][]reading) Pull {
+func (f *Fold) balance(p *pull) Pull { return f.balanced(p, f.lost(p)) }
+
+// written is the balance as it was written last, and is in sums: what was unbalanced then
+// stays so until it is judged again, whatever was forgotten since.
+func (f *Fold) written(p *pull) Pull { return f.balanced(p, p.since == 0 && f.lost(p)) }
+
+// balanced is the balance of a pull about which facts may be lost.
+func (f *Fold) balanced(p *pull, lost bool) Pull {
 	b := Pull{
 		Pull: p.key.String(), Source: p.source, Origin: p.origin, Messages: p.messages, State: Balanced, As: label(p.as.String(), "AS_"), Code: p.endCode,
 		Frames: p.frames, ParsedFrames: p.parsedFrames, Bytes: p.bytes, RawBytes: p.rawBytes,
@@ -226,6 +291,8 @@ func (f *Fold) balance(p *pull, wanted [][]reading) Pull {
 		b.Records = max(p.cut, p.parsed+p.refused.sum())
 	}
 	switch {
+	case !p.announced && p.past():
+		b.As = ""
 	case !p.announced:
 		b.As = ""
 		b.problem("it was worked on, but never announced")
@@ -238,13 +305,94 @@ func (f *Fold) balance(p *pull, wanted [][]reading) Pull {
 	if p.twice > 0 {
 		b.problem("%s entered the event log again", plural(p.twice, "event"))
 	}
-	for i, d := range f.inDest {
-		b.settle(p, d, wanted[i])
+	by := messages.ParseReplay(p.job)
+	b.Again, b.Job, b.Only = hex.EncodeToString(p.again), by.Job, by.Destination
+	for _, d := range f.inDest {
+		if b.Only == "" || b.Only == d.name {
+			b.settle(p, d, f)
+		}
 	}
 	if len(b.Problems) > 0 {
 		b.State = Unbalanced
+		if lost {
+			b.isPartial()
+		}
+	}
+	b.Resolved = slices.Clone(p.resolved)
+	b.times(p)
+	for i := range p.settled {
+		if s := &p.settled[i]; s.replay != "" {
+			b.Replays = append(b.Replays, s.report(f.inDest[s.destination].name))
+		}
 	}
 	return b
+}
+
+// report is what was settled, as it is shown.
+func (s *settled) report(destination string) Settled {
+	return Settled{
+		Name: destination, Replay: s.replay, Confirmed: s.confirmed, Filtered: s.filtered, Skipped: s.skipped, Quarantined: maps.Clone(s.quarantined),
+		First: timeOf(s.at.first), Last: timeOf(s.at.last),
+	}
+}
+
+// stageNames are those of the stages before deliver.
+var stageNames = [announcedToRouted]string{"ingest", "fetch", "parse", "route"}
+
+// times fills in when which stage was.
+func (b *Pull) times(p *pull) {
+	var all between
+	for i, at := range p.at {
+		if at.first != 0 {
+			b.Stages = append(b.Stages, Times{stageNames[i], timeOf(at.first), timeOf(at.last)})
+			all.merge(at)
+		}
+	}
+	for i := range p.settled {
+		all.merge(p.settled[i].at)
+	}
+	b.First, b.Last, b.Since = timeOf(all.first), timeOf(all.last), timeOf(p.since)
+}
+
+func timeOf(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
+}
+
+// LateFacts is for how long after a gap facts come of what was announced before it.
+const LateFacts = 7 * 24 * time.Hour
+
+// lost tells whether facts about a pull may be lost.
+func (f *Fold) lost(p *pull) bool {
+	first := p.first()
+	if f.forgot != 0 && !p.announced && first < f.forgot+int64(LateFacts) {
+		return true
+	}
+	return first != 0 && slices.ContainsFunc(f.gaps, func(gap int64) bool {
+		return first < gap || !p.announced && first < gap+int64(LateFacts)
+	})
+}
+
+// first is when the first fact was stored.
+func (p *pull) first() int64 {
+	var all between
+	for _, at := range p.at {
+		all.merge(at)
+	}
+	for i := range p.settled {
+		all.merge(p.settled[i].at)
+	}
+	return all.first
+}
+
+// isPartial takes back what cannot be told.
+func (b *Pull) isPartial() {
+	b.State, b.Problems, b.Missing, b.Extra = Partial, nil, 0, 0
+	for i := range b.Destinations {
+		b.Destinations[i].Missing, b.Destinations[i].Extra = 0, 0
+	}
 }
 
 // ends tells whether the announcement is all there is to it.
@@ -296,24 +444,24 @@ func (b *Pull) compare(in, out uint64, say func(missing, extra uint64)) {
 }
 
 // settle compares what a destination did with what the event log has for it.
-func (b *Pull) settle(p *pull, d *destination, wanted []reading) {
+func (b *Pull) settle(p *pull, d *destination, f *Fold) {
 	s := Settled{Name: d.name}
 	var expected int64
 	changed := false
 	for _, t := range p.logged {
-		if w := wanted[t.eventType]; w != never {
+		if w := f.wants(d, t.eventType); w != never {
 			expected += t.n
 			changed = changed || w == sometimes
 		}
 	}
-	s.Expected = uint64(max(expected, 0))
 	var done uint64
 	for i := range p.settled {
-		if has := &p.settled[i]; has.destination == d.index {
-			s.Confirmed, s.Filtered, s.Skipped, s.Quarantined = has.confirmed, has.filtered, has.skipped, maps.Clone(has.quarantined)
+		if has := &p.settled[i]; has.destination == d.index && has.replay == "" {
+			s = has.report(d.name)
 			done = has.sum()
 		}
 	}
+	s.Expected = uint64(max(expected, 0))
 	if s.Expected == 0 && done == 0 {
 		return
 	}
@@ -340,79 +488,111 @@ func (b *Pull) problem(format string, args ...any) {
 	b.Problems = append(b.Problems, fmt.Sprintf(format, args...))
 }
 
-// add adds a pull to the totals.
-func (r *Report) add(p *pull, b *Pull) {
-	t := &r.Total
+// Minus as the times of Add takes away what was added before.
+const Minus = ^uint64(0)
+
+// Add adds a pull, times 1 or [Minus].
+func (t *Total) Add(b *Pull, times uint64) {
+	t.Pulls += int(times)
 	switch b.State {
 	case Open:
-		t.Open++
+		t.Open += int(times)
 	case Unbalanced:
-		t.Unbalanced++
+		t.Unbalanced += int(times)
+	case Partial:
+		t.Partial += int(times)
 	case Balanced:
 	}
-	if p.announced {
-		t.Announced[b.As]++
+	if b.As != "" {
+		count(&t.Announced, b.As, "", times)
 	}
-	if p.fetched {
-		t.Ended[b.End]++
+	if b.End != "" {
+		count(&t.Ended, b.End, "", times)
 	}
 	switch {
-	case p.fetched && (p.end == messages.Fetched_END_QUARANTINED || p.end == messages.Fetched_END_TRUNCATED):
-		count(&t.PullsQuarantined, p.endCode, b.End)
-	case p.fetched && p.end == messages.Fetched_END_SKIPPED:
-		count(&t.PullsSkipped, p.endCode, b.End)
-	case p.fetched:
-	case p.as == messages.Announced_AS_QUARANTINED:
-		count(&t.PullsQuarantined, p.asCode, b.As)
-	case p.ends():
-		count(&t.PullsSkipped, p.asCode, b.As)
+	case b.End == "quarantined" || b.End == "truncated":
+		count(&t.PullsQuarantined, b.Code, b.End, times)
+	case b.End == "skipped":
+		count(&t.PullsSkipped, b.Code, b.End, times)
+	case b.End != "":
+	case b.As == "quarantined":
+		count(&t.PullsQuarantined, b.Code, b.As, times)
+	case b.As == "test" || b.As == "ignored":
+		count(&t.PullsSkipped, b.Code, b.As, times)
 	}
-	t.Bytes += b.Bytes
-	t.RawBytes += b.RawBytes
-	t.add(&b.Counts)
-	for i := range b.Destinations {
-		for j := range r.Destinations {
-			if r.Destinations[j].Name == b.Destinations[i].Name {
-				r.Destinations[j].add(&b.Destinations[i])
-			}
+	t.Bytes += b.Bytes * times
+	t.RawBytes += b.RawBytes * times
+	t.Counts.add(&b.Counts, times)
+	for _, r := range b.Resolved {
+		t.Redriven += r.Redriven * times
+		t.Discarded += r.Discarded * times
+	}
+}
+
+// Join adds the totals of other pulls.
+func (t *Total) Join(n *Total) {
+	t.Pulls += n.Pulls
+	t.Open += n.Open
+	t.Unbalanced += n.Unbalanced
+	t.Partial += n.Partial
+	t.Bytes += n.Bytes
+	t.RawBytes += n.RawBytes
+	t.Redriven += n.Redriven
+	t.Discarded += n.Discarded
+	t.Counts.add(&n.Counts, 1)
+	addTimes(&t.Announced, n.Announced, 1)
+	addTimes(&t.Ended, n.Ended, 1)
+	addTimes(&t.PullsSkipped, n.PullsSkipped, 1)
+	addTimes(&t.PullsQuarantined, n.PullsQuarantined, 1)
+}
+
+// count counts one by code, or by word where there is no code.
+func count(m *map[string]uint64, code, word string, times uint64) {
+	if code == "" {
+		code = word
+	}
+	addTimes(m, map[string]uint64{code: 1}, times)
+}
+
+// addTimes adds more to m, which may be nil. What comes to nothing is left out.
+func addTimes(m *map[string]uint64, more map[string]uint64, times uint64) {
+	if *m == nil && len(more) > 0 {
+		*m = make(map[string]uint64, len(more))
+	}
+	for k, n := range more {
+		if (*m)[k] += n * times; (*m)[k] == 0 {
+			delete(*m, k)
 		}
 	}
 }
 
-// count counts one by code, or by word where there is no code.
-func count(m *map[string]uint64, code, word string) {
-	if code == "" {
-		code = word
-	}
-	(*counts)(m).add(map[string]uint64{code: 1})
+func (c *Counts) add(n *Counts, times uint64) {
+	c.Records += n.Records * times
+	c.Events += n.Events * times
+	c.Unique += n.Unique * times
+	c.Duplicates += n.Duplicates * times
+	c.Logged += n.Logged * times
+	c.Republished += n.Republished * times
+	c.Twice += n.Twice * times
+	c.Missing += n.Missing * times
+	c.Extra += n.Extra * times
+	addTimes(&c.Dropped, n.Dropped, times)
+	addTimes(&c.Skipped, n.Skipped, times)
+	addTimes(&c.Quarantined, n.Quarantined, times)
 }
 
-func (c *Counts) add(n *Counts) {
-	c.Records += n.Records
-	c.Events += n.Events
-	c.Unique += n.Unique
-	c.Duplicates += n.Duplicates
-	c.Logged += n.Logged
-	c.Republished += n.Republished
-	c.Twice += n.Twice
-	c.Missing += n.Missing
-	c.Extra += n.Extra
-	(*counts)(&c.Dropped).add(n.Dropped)
-	(*counts)(&c.Skipped).add(n.Skipped)
-	(*counts)(&c.Quarantined).add(n.Quarantined)
-}
-
-func (s *Settled) add(n *Settled) {
-	s.Expected += n.Expected
-	s.Confirmed += n.Confirmed
-	s.Filtered += n.Filtered
-	s.Skipped += n.Skipped
-	s.Waiting += n.Waiting
-	s.Before += n.Before
-	s.Abandoned += n.Abandoned
-	s.Missing += n.Missing
-	s.Extra += n.Extra
-	(*counts)(&s.Quarantined).add(n.Quarantined)
+// Add adds what was settled of other events, times 1 or [Minus].
+func (s *Settled) Add(n *Settled, times uint64) {
+	s.Expected += n.Expected * times
+	s.Confirmed += n.Confirmed * times
+	s.Filtered += n.Filtered * times
+	s.Skipped += n.Skipped * times
+	s.Waiting += n.Waiting * times
+	s.Before += n.Before * times
+	s.Abandoned += n.Abandoned * times
+	s.Missing += n.Missing * times
+	s.Extra += n.Extra * times
+	addTimes(&s.Quarantined, n.Quarantined, times)
 }
 
 // label turns AS_OBJECT into object.

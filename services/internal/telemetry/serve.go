@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/internal/httpserver"
 )
 
 var (
@@ -28,6 +30,8 @@ var (
 		"use an address of this machine that this user may open, e.g. 127.0.0.1:8080")
 	errPublic = fault.Define("telemetry.not_private", fault.Stop,
 		"profiles and the log level are for this machine only: use a loopback address, e.g. 127.0.0.1:8081")
+	errCertificate = fault.Define("telemetry.bad_certificate", fault.Stop,
+		"give telemetry.tls a certificate and its key as PEM files that this user may read")
 	errServe = fault.Define("telemetry.not_served", fault.Retry, "look at the cause, and start again")
 )
 
@@ -42,6 +46,8 @@ type Health struct {
 	Ready map[string]func(context.Context) error
 	// Timeout bounds each check. Zero: 2 s.
 	Timeout time.Duration
+	// TLS of the public address. Without a certificate: none.
+	TLS httpserver.TLS
 	// Private is the address for /debug/pprof and /loglevel, on a loopback
 	// interface. Empty: not served.
 	Private string
@@ -78,6 +84,13 @@ func Listen(ctx context.Context, addr string, h Health) (*Server, error) {
 	if addr != "" {
 		if s.public, err = listen(ctx, addr, s.publicMux()); err != nil {
 			return nil, err
+		}
+		if h.TLS.CertFile != "" {
+			certificates, err := httpserver.OpenCertificates(h.TLS, errCertificate, slog.Default())
+			if err != nil {
+				return nil, errors.Join(err, s.public.Close())
+			}
+			s.public.Listener = tls.NewListener(s.public.Listener, certificates.Server())
 		}
 	}
 	if h.Private == "" {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/httpserver"
 )
 
 var errFlush = fault.Define("telemetry.not_flushed", fault.Retry,
@@ -47,6 +48,9 @@ type Config struct {
 	// Address serves /healthz, /readyz and /metrics, as host:port; ":8080" is
 	// every interface. Empty: not served.
 	Address string `yaml:"address"`
+	// TLS of Address. With client certificates required, only those who have one get
+	// metrics, and probes of health need one as well.
+	TLS httpserver.TLS `yaml:"tls"`
 	// PrivateAddress serves /debug/pprof and /loglevel. Its host must be a
 	// loopback one. Empty: not served.
 	PrivateAddress string `yaml:"private_address"`
@@ -106,6 +110,7 @@ func Defaults() Config {
 // Validate reports every problem, each with the key to change.
 func (c Config) Validate() error {
 	var p config.Problems
+	c.TLS.Problems(&p)
 	_, known := levels[strings.ToLower(c.LogLevel)]
 	p.Need(known, "log_level", "use debug, info, warn or error")
 	p.Need(c.LogFormat == "auto" || c.LogFormat == "json" || c.LogFormat == "text", "log_format", "use auto, json or text")
