@@ -9,6 +9,8 @@
 // position and new ids are one publish that a stale owner of the lane is refused.
 // Errors: none of its own; what the bus reports ends the lane, and whoever owns
 // it next goes on where it stopped.
+// Frames that a replay has made meet no ids but those of the same replay: theirs are
+// looked up, and kept, in a form of their own.
 // State:  the ids of the window, in memory, rebuilt on take-over from SEEN and the
 // end of UNIQUE. A lane has one owner at a time; lanes are shared over replicas.
 // Source: formats F-0 (dedupe id).
@@ -97,6 +99,9 @@ func New(cfg Config, log *slog.Logger) *Dedupe {
 // Run works on the lanes that fall to this process until ctx ends.
 func (d *Dedupe) Run(ctx context.Context, bus *topology.Bus) error {
 	lanes, err := bus.LaneCount(ctx)
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // asked to stop before it began
+	}
 	if err != nil {
 		return err
 	}
@@ -141,7 +146,25 @@ func (l *lane) Close() {
 }
 
 // Restore implements topology.LaneWork.
-func (l *lane) Restore(ids []byte, at time.Time) { l.set.Load(ids, at) }
+func (l *lane) Restore(ids []byte, at time.Time) {
+	l.set.Load(ids, at)
+	l.weigh()
+}
+
+// Reserve implements topology.LaneReserver.
+func (l *lane) Reserve(ids int) {
+	l.set.Reserve(ids)
+	l.weigh()
+}
+
+// weigh says what the ids take: the limit of the garbage collector follows it.
+func (l *lane) weigh() {
+	l.ids.Set(float64(l.set.Len()))
+	size := l.set.Bytes()
+	l.bytes.Set(float64(size))
+	held.Add(size - l.size)
+	l.size = size
+}
 
 // Frame implements topology.LaneWork. What it marked stays marked only when the
 // output is stored.
@@ -149,10 +172,7 @@ func (l *lane) Frame(ctx context.Context, in topology.In[messages.View], commit 
 	v, now := &in.Value, l.stage.now()
 	n := v.Len()
 	l.frameIDs = l.frameIDs[:0]
-	for i := range n {
-		id := v.ID(i)
-		l.frameIDs = append(l.frameIDs, id[:]...)
-	}
+	l.frameIDs = v.AppendSeenIDs(l.frameIDs)
 	dups := l.set.Mark(l.frameIDs, now, func(i int) { v.SetFate(i, messages.Duplicate) })
 	fresh := l.frameIDs
 	if dups > 0 {
@@ -184,11 +204,7 @@ func (l *lane) Frame(ctx context.Context, in topology.In[messages.View], commit 
 
 func (l *lane) report(now time.Time) {
 	window := l.set.Window(now)
-	l.ids.Set(float64(l.set.Len()))
-	size := l.set.Bytes()
-	l.bytes.Set(float64(size))
-	held.Add(size - l.size)
-	l.size = size
+	l.weigh()
 	l.window.Set(window.Seconds())
 	if short := window < l.stage.cfg.Window; short != l.short {
 		l.short = short

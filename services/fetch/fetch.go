@@ -212,6 +212,8 @@ type job struct {
 	raw        int64
 	tail       *framing.Bad // what the end of the object cut, if anything
 	holdsLarge bool
+	// parts are those of the notice, as far as they hold; none is all.
+	parts []*messages.Part
 }
 
 // guarded runs the job and makes a panic a reason to refuse this object.
@@ -264,6 +266,7 @@ func (j *job) run(ctx context.Context) error {
 	}
 	j.obj = obj
 	defer obj.close()
+	j.pick()
 	if obj.size == 0 {
 		j.skip = skipEmpty
 		return nil
@@ -368,7 +371,7 @@ func (j *job) settle(ctx context.Context, err error) (result string, _ error) {
 	case j.cutter.frames == 0 && len(j.cutter.refused) > 0:
 		fact.End, fact.Code, result = messages.Fetched_END_QUARANTINED, j.cutter.lastCode, "quarantined"
 	}
-	fact.Frames, fact.Records, fact.Quarantined = j.cutter.frames, j.cutter.ordinal, j.cutter.refused
+	fact.Frames, fact.Records, fact.Quarantined = j.cutter.frames, j.cutter.ordinal-j.cutter.unwanted, j.cutter.refused
 	j.out.Fact(&messages.Fact{Kind: &messages.Fact_Fetched{Fetched: fact}})
 	return result, nil
 }
@@ -390,8 +393,10 @@ func (j *job) refuse(ctx context.Context, cause error) error {
 	if t := j.tail; t != nil {
 		q.Offset, q.Length = t.Offset, t.Length
 		if t.Length > 0 {
-			q.Records, q.Payload, q.Holds = 1, t.Bytes, messages.Quarantine_HOLDS_BYTES
-			q.Cut = int64(len(t.Bytes)) < t.Length
+			q.Records = 1
+			if len(j.parts) == 0 { // else the notice says what else is wanted, and the object has the bytes
+				q.Payload, q.Holds, q.Cut = t.Bytes, messages.Quarantine_HOLDS_BYTES, int64(len(t.Bytes)) < t.Length
+			}
 			j.cutter.refuse(q.Code)
 		}
 	}

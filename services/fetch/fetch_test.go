@@ -1108,3 +1108,55 @@ func FuzzObject(f *testing.F) {
 		}
 	})
 }
+
+// wanted is a notice for some records of an object.
+func wanted(in topology.In[*messages.Notice], o cloud.Stored, format string, records ...uint64) topology.In[*messages.Notice] {
+	n := in.Value
+	n.Origin.Etag = o.ETag
+	for _, r := range records {
+		n.Parts = append(n.Parts, &messages.Part{Record: r, Records: 1, Format: format})
+	}
+	in.Data = messages.EncodeNotice(n)
+	return in
+}
+
+// Where some records of an object are wanted, what is wrong behind the last is nothing
+// new: it was refused when all was read.
+// covers: pain 3, design section 6
+func TestReadsNoFurtherThanWanted(t *testing.T) {
+	s := newStage(t, nil)
+	recs := numbered(3000, 100)
+	whole := pack(t, trail(recs...))
+	stored := put(t, s.cloud, "k", cloud.Object{Body: whole[:len(whole)*4/5]})
+	in := wanted(notice("trail", "k"), stored, "cloudtrail", 3, 7)
+	in.Attempt = 9
+	out := &topology.Recorder{}
+	if err := s.Handle(t.Context(), in, out); err != nil || len(out.Messages()) != 1 || len(out.Quarantined()) != 0 {
+		t.Fatalf("%v, %d frames, refused %v", err, len(out.Messages()), out.Quarantined())
+	}
+	v, err := messages.DecodeFrame(out.Messages()[0].Data)
+	f := out.Facts()[0].GetFetched()
+	if err != nil || v.Len() != 2 || v.FirstRecord() != 3 || f.GetEnd() != messages.Fetched_END_COMPLETE || f.GetRecords() != 2 {
+		t.Errorf("%v, %d records from %d on, %v", err, v.Len(), v.FirstRecord(), f)
+	}
+}
+
+// What is refused of a reading of some records keeps which others were wanted.
+// covers: pain 3, design section 6
+func TestRefusedPartsStayParts(t *testing.T) {
+	s := newStage(t, func(c *Config) { c.MaxBadRecords = 1 })
+	body := "{\"a\":0}\n{bad1}\n{\"a\":2}\n{bad3}\n{\"a\":4}\n{bad5}\n{\"a\":6}\n"
+	stored := put(t, s.cloud, "k", cloud.Object{Body: []byte(body)})
+	out := &topology.Recorder{}
+	if err := s.Handle(t.Context(), wanted(notice("trailjson", "k"), stored, "json", 1, 3, 5), out); err != nil || len(out.Messages()) != 0 {
+		t.Fatal(err, out.Messages())
+	}
+	all := out.Quarantined()
+	if len(all) != 2 || all[1].GetCode() != errTooManyBad.Code || all[1].GetRecord() != 3 || all[1].GetHolds() != messages.Quarantine_HOLDS_NOTICE {
+		t.Fatalf("refused %v", all)
+	}
+	n, err := messages.DecodeNotice(all[1].GetPayload())
+	if err != nil || len(n.GetParts()) != 3 {
+		t.Errorf("the entry holds %v, %v", n, err)
+	}
+}

@@ -79,13 +79,14 @@ func (j *job) parquet(ctx context.Context, src *source, r *reader) error {
 		j.skip = skip
 		return nil
 	}
+	j.pickFormat()
 	j.cutter.begin(j, r.frame)
 	return j.finish(ctx, j.rows(ctx, r, p))
 }
 
 // rows hands on row after row.
 func (j *job) rows(ctx context.Context, r *reader, p *parquetFile) error {
-	for {
+	for !j.past(j.cutter.ordinal) {
 		row, err := p.next()
 		switch {
 		case err == io.EOF:
@@ -107,6 +108,7 @@ func (j *job) rows(ctx context.Context, r *reader, p *parquetFile) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // parquetFile is an open parquet file. It implements io.ReaderAt for the library,
@@ -156,7 +158,7 @@ type parquetColumn struct {
 func (j *job) openParquet(ctx context.Context, r *reader) (p *parquetFile, err error) {
 	o := j.obj
 	p = &parquetFile{obj: o, name: j.name(), size: o.size, enlarge: func() error { return j.enlarge(ctx) }}
-	p.row.limit = int(j.f.cfg.MaxRecord)
+	p.row.limit = int(j.lifted(j.f.cfg).MaxRecord)
 	defer p.recover(&err)
 	if o.size < 0 || o.size <= parquetWhole {
 		if p.whole, err = io.ReadAll(io.LimitReader(r, parquetWhole+1)); err != nil {

@@ -74,7 +74,8 @@ func (r *reader) Read(p []byte) (int, error) {
 func (j *job) read(ctx context.Context, src *source, r *reader) error {
 	f, o := j.f, j.origin
 	enlarge := func() error { return j.enlarge(ctx) }
-	if err := r.dec.reset(j.obj, f.cfg, enlarge); err != nil {
+	cfg := j.lifted(f.cfg)
+	if err := r.dec.reset(j.obj, cfg, enlarge); err != nil {
 		return j.judge(err)
 	}
 	head := r.peek()
@@ -89,14 +90,15 @@ func (j *job) read(ctx context.Context, src *source, r *reader) error {
 	if j.format, j.skip = format, skip; skip != "" {
 		return nil
 	}
-	limits := framing.Limits{Record: int64(f.cfg.MaxRecord), Keep: keepBad, Grow: func(size int) error {
+	j.pickFormat()
+	limits := framing.Limits{Record: int64(cfg.MaxRecord), Keep: keepBad, Grow: func(size int) error {
 		if size <= plainBuffer {
 			return nil
 		}
 		return enlarge()
 	}}
 	if fr.Kind == framing.Lines || fr.Kind == framing.CSV {
-		limits.Record = int64(f.cfg.MaxLine)
+		limits.Record = int64(cfg.MaxLine)
 	}
 	r.split.Reset(fr, r, limits)
 	j.cutter.begin(j, r.frame)
@@ -129,6 +131,9 @@ func (j *job) finish(ctx context.Context, err error) error {
 func (j *job) cut(ctx context.Context, s *framing.Splitter) error {
 	var held *framing.Bad
 	for {
+		if held == nil && j.past(j.cutter.ordinal) {
+			return nil
+		}
 		rec, err := s.Next()
 		bad := asBad(err)
 		switch {
@@ -211,6 +216,9 @@ func (j *job) trailing(ctx context.Context, d *decoder) error {
 	if err != nil || n == 0 {
 		return err
 	}
+	if !j.wants(j.cutter.ordinal) {
+		return nil
+	}
 	reason := errGarbage.New(nil, "read %s: %d bytes that are not gzip follow byte %d of the stored object", j.name(), n, at)
 	return j.out.Quarantine(ctx, &messages.Quarantine{
 		Code: errGarbage.Code, Reason: reason.Error(), Origin: j.origin, Record: j.cutter.ordinal, Offset: -1, Length: n,
@@ -232,18 +240,23 @@ type cutter struct {
 
 	frames   uint32
 	ordinal  uint64 // of the next record
+	unwanted uint64 // records that are in no part that is wanted
+	maxBad   int
 	refused  map[string]uint64
 	lastCode string
 	badOnes  int
 }
 
 func (c *cutter) begin(j *job, frame *messages.Builder) {
-	*c = cutter{job: j, frame: frame, pull: hex.EncodeToString(j.origin.GetPull()) + "/", topic: topology.RecordSubject(j.origin.GetSource())}
+	*c = cutter{job: j, frame: frame, maxBad: j.lifted(j.f.cfg).MaxBadRecords, pull: hex.EncodeToString(j.origin.GetPull()) + "/", topic: topology.RecordSubject(j.origin.GetSource())}
 }
 
 // add takes a record that begins at offset of the raw object and has its columns
 // named by header.
 func (c *cutter) add(ctx context.Context, rec, header []byte, offset int64) error {
+	if c.passesOver() {
+		return nil
+	}
 	full := c.frame.BodySize()+len(rec) > messages.TargetBody || !bytes.Equal(header, c.header)
 	if c.frame.Len() > 0 && c.open && full {
 		if err := c.flush(ctx, ""); err != nil {
@@ -312,9 +325,12 @@ func (c *cutter) publish(ctx context.Context, data []byte, name string) error {
 // bad quarantines a span that is not a record.
 func (c *cutter) bad(ctx context.Context, b *framing.Bad) error {
 	j := c.job
-	if c.badOnes++; c.badOnes > j.f.cfg.MaxBadRecords {
+	if c.passesOver() {
+		return nil
+	}
+	if c.badOnes++; c.badOnes > c.maxBad {
 		j.tail = b
-		return errTooManyBad.New(nil, "read %s: more than %d", j.name(), j.f.cfg.MaxBadRecords)
+		return errTooManyBad.New(nil, "read %s: more than %d", j.name(), c.maxBad)
 	}
 	record := c.ordinal
 	c.refuse(b.Kind.Code)

@@ -53,6 +53,7 @@ type input struct {
 	events                 []event
 	bad                    []bad
 	odd                    [len(formats.Oddities)]int
+	news                   []met
 	places                 []place
 
 	// types are the event types by number, index the numbers.
@@ -83,7 +84,7 @@ func (in *input) reset() {
 	clear(in.index)
 	in.origins, in.events, in.bad, in.types = nil, in.events[:0], in.bad[:0], in.types[:0]
 	in.made, in.head, in.messageIDs = in.made[:0], nil, nil
-	in.odd, in.budget = [len(formats.Oddities)]int{}, 0
+	in.odd, in.news, in.budget = [len(formats.Oddities)]int{}, in.news[:0], 0
 }
 
 // read takes the records out of v. ctx gives the span.
@@ -196,6 +197,9 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 		}
 		if !d.HasTime {
 			d.Time = at.observed()
+		}
+		if len(d.New) > 0 {
+			in.meet(d.New, from, to)
 		}
 		at.fill(&d, f)
 		for odd := d.Odd; odd != 0; odd &= odd - 1 {

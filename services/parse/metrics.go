@@ -21,6 +21,9 @@ var (
 	oddTotal = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "penstock_parse_odd_records_total", Help: "Records that are events, but strange: without the id, time or type of their format, not UTF-8, of a newer version.",
 	}, []string{"source", "format", "kind"})
+	driftTotal = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "penstock_parse_drift_records_total", Help: "Records with something that their format does not know, by kind: column, type, version. They are events all the same.",
+	}, []string{"source", "format", "kind"})
 	typesKnown = promauto.NewGauge(prometheus.GaugeOpts{
 		Name: "penstock_parse_event_types", Help: "Event types that documents have brought up so far; at the limit further ones become <base>.other.",
 	})

@@ -164,6 +164,7 @@ type feed struct {
 
 	records, events, bytes prometheus.Counter
 	odd                    [len(formats.Oddities)]prometheus.Counter
+	drift                  drift
 }
 
 // maxFeeds bounds the feeds that are kept. There are as many as sources, unless
@@ -249,7 +250,7 @@ func (p *Parse) Handle(ctx context.Context, msg topology.In[messages.View], out 
 	if refused != nil {
 		return refused
 	}
-	in.facts(v, out)
+	in.facts(v, f, out)
 	return nil
 }
 
@@ -298,7 +299,7 @@ func (f *feed) count(in *input, v *messages.View) {
 }
 
 // facts tells the ledger about a frame, nothing of one of nothing.
-func (in *input) facts(v *messages.View, out topology.Outbox) {
+func (in *input) facts(v *messages.View, f *feed, out topology.Outbox) {
 	if len(in.origins) == 0 {
 		return
 	}
@@ -310,6 +311,9 @@ func (in *input) facts(v *messages.View, out topology.Outbox) {
 		for _, b := range in.bad {
 			parsed.Quarantined[fault.CodeOf(b.err)]++
 		}
+	}
+	if len(in.news) > 0 {
+		parsed.Drift = f.drift.tell(in)
 	}
 	if in.several() {
 		in.announce(v, out)
@@ -354,6 +358,7 @@ func (in *input) quarantine(ctx context.Context, msg *topology.In[messages.View]
 			Origin: origin, Record: record, Records: 1,
 			Offset: -1, Length: int64(b.to - b.from), Payload: in.body[b.from:b.to],
 			Holds: messages.Quarantine_HOLDS_RECORD, Attempts: uint32(msg.Attempt), Subject: msg.Subject, Header: in.head,
+			Replay: in.replay,
 		}
 		g.Go(func() error { return out.Quarantine(ctx, q) })
 	}

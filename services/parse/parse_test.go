@@ -230,6 +230,19 @@ func TestHandle(t *testing.T) {
 	}
 }
 
+// A bad record says for whom it was parsed again.
+func TestQuarantineKeepsTheReplay(t *testing.T) {
+	h := trail(0, 0)
+	h.Replay = "r@d"
+	rec := &topology.Recorder{}
+	if err := start(t, Defaults(), 1, &bus{}).Handle(t.Context(), frame(t, h, origin(1), `{"eventID":`), rec); err != nil {
+		t.Fatal(err)
+	}
+	if q := rec.Quarantined(); len(q) != 1 || q[0].GetReplay() != "r@d" {
+		t.Errorf("quarantined: %v", q)
+	}
+}
+
 // A bad record that cannot be kept makes the frame come again.
 func TestQuarantineError(t *testing.T) {
 	full := errors.New("disk on fire")

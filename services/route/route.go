@@ -15,12 +15,14 @@
 //
 // Rules apply in order, each to the document as the one before has left it.
 //
-// Without a rule for its type a frame is forwarded unread.
+// Without a rule for its type a frame is forwarded unread. One that is there again for
+// one destination alone goes to penstock.again.<destination>, which nobody else reads.
 //
 // Source: design section 5.
 package route
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"hash"
@@ -196,7 +198,7 @@ func (r *Route) Handle(ctx context.Context, in topology.In[messages.View], out t
 		err = w.rebuild(ctx, origins, out)
 	default:
 		framesRouted.WithLabelValues("forwarded").Inc()
-		err = out.Publish(ctx, topology.Message{Subject: topology.EventSubject(v.EventType()), ID: w.forwardedID(), Data: v.Encoded()})
+		err = out.Publish(ctx, w.message(v.EventType(), w.forwardedID(), v.Encoded(), live, w.liveBytes()))
 	}
 	if err != nil {
 		return err
@@ -206,6 +208,29 @@ func (r *Route) Handle(ctx context.Context, in topology.In[messages.View], out t
 	duplicatesSeen.WithLabelValues(v.Source()).Add(float64(duplicate))
 	w.count()
 	return nil
+}
+
+// message is a frame of the event log, with what its headers say.
+func (w *work) message(eventType, id string, data []byte, events, bytes int) topology.Message {
+	m := topology.Message{Subject: topology.EventSubject(eventType), ID: id, Data: data, Events: events, Bytes: bytes, Source: w.v.Source()}
+	if again := messages.ParseReplay(w.v.Replay()); again.Destination != "" {
+		m.Subject = topology.AgainSubject(again.Destination)
+	}
+	return m
+}
+
+// liveBytes are those of the documents of live events, before compression.
+func (w *work) liveBytes() int {
+	if w.v.Live() == w.v.Len() {
+		return w.v.BodySize()
+	}
+	sum := 0
+	for i, n := range w.columns.Lengths {
+		if w.v.Fate(i) == messages.Live {
+			sum += int(n)
+		}
+	}
+	return sum
 }
 
 // concerned reports whether a rule may concern events of a type.
@@ -406,7 +431,7 @@ func (w *work) event(ctx context.Context, out topology.Outbox, i int, place span
 		case r.changes():
 			if kind := w.change(i, k, e); kind != nil {
 				w.drop(i, k, messages.Filtered)
-				return w.quarantine(ctx, out, i, place, r, kind)
+				return w.quarantine(ctx, out, i, place, r, kind, e)
 			}
 		default:
 			e.Type = w.setType(i, expand(r.SetType, e.Type, e.Source))
@@ -519,7 +544,7 @@ func (w *work) setType(i int, name string) string {
 
 // quarantine keeps an event whose document a rule does not understand. The entry
 // holds it as it came, unmasked, as the streams before this one do.
-func (w *work) quarantine(ctx context.Context, out topology.Outbox, i int, place span, r *rule, kind *fault.Kind) error {
+func (w *work) quarantine(ctx context.Context, out topology.Outbox, i int, place span, r *rule, kind *fault.Kind, e *condition.Event) error {
 	origins, err := w.v.Origins()
 	if err != nil {
 		return err
@@ -528,13 +553,15 @@ func (w *work) quarantine(ctx context.Context, out topology.Outbox, i int, place
 	if kind == errGrown {
 		why = "what becomes of it does not fit a frame"
 	}
+	// The type is that with which the event came: a redrive takes it through all rules.
 	return out.Quarantine(ctx, &messages.Quarantine{
+		EventId: bytes.Clone(e.ID[:]), EventType: w.types[0], EventTime: e.Time, Account: e.Account, Region: e.Region,
 		Stage: string(topology.Route), Source: w.v.Source(), Code: kind.Code,
 		Reason: kind.New(nil, "apply rule %s to a document of %d bytes: %s", r.Name, place.to-place.from, why).Error(),
 		Origin: origins[w.columns.OriginOf[i]], Record: w.columns.Records[i], Records: 1, Offset: -1, Length: -1,
 		Payload: append([]byte(nil), w.body[place.from:place.to]...), Holds: messages.Quarantine_HOLDS_EVENT,
 		Attempts: uint32(w.in.Attempt),
-		Subject:  w.in.Subject, Format: w.v.Format(),
+		Subject:  w.in.Subject, Format: w.v.Format(), Replay: w.v.Replay(),
 	})
 }
 
@@ -571,7 +598,7 @@ func (w *work) rebuild(ctx context.Context, origins []*messages.Origin, out topo
 			if b.Len() == 0 {
 				return nil
 			}
-			m := topology.Message{Subject: topology.EventSubject(name), ID: set.name(base, w.entered), Data: b.Encode(nil)}
+			m := w.message(name, set.name(base, w.entered), b.Encode(nil), b.Len(), b.BodySize())
 			b.Reset(head)
 			set = newEventSet()
 			return out.Publish(ctx, m)

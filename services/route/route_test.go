@@ -318,7 +318,7 @@ func TestMaskThatCannotTellMasks(t *testing.T) {
 }
 
 func TestMaskFailureIsQuarantined(t *testing.T) {
-	b := messages.NewBuilder(messages.Header{Source: "trail", Format: "cloudtrail", EventType: frameType, Lane: 3})
+	b := messages.NewBuilder(messages.Header{Source: "trail", Format: "cloudtrail", EventType: frameType, Lane: 3, Replay: "r"})
 	origin := b.Origin(&messages.Origin{Pull: pullOf(0), Source: "trail", Key: "k"})
 	for i, doc := range []string{`{"a":"x"}`, `{"a":"secret"`, `{"b":1}`} {
 		b.Add(messages.Event{ID: idOf(i), Origin: origin, Record: uint64(i), Doc: []byte(doc)})
@@ -337,7 +337,7 @@ func TestMaskFailureIsQuarantined(t *testing.T) {
 		t.Fatalf("dropped %v, %d in quarantine", dropped(fact), len(out.Quarantined()))
 	}
 	q := out.Quarantined()[0]
-	if q.GetCode() != "route.mask_failed" || q.GetRecord() != 1 || q.GetOrigin().GetKey() != "k" || q.GetHolds() != messages.Quarantine_HOLDS_EVENT || string(q.GetPayload()) != `{"a":"secret"` || strings.Contains(q.GetReason(), "secret") {
+	if q.GetCode() != "route.mask_failed" || q.GetRecord() != 1 || q.GetOrigin().GetKey() != "k" || q.GetReplay() != "r" || q.GetHolds() != messages.Quarantine_HOLDS_EVENT || string(q.GetPayload()) != `{"a":"secret"` || strings.Contains(q.GetReason(), "secret") {
 		t.Errorf("entry %v", q)
 	}
 }
@@ -773,5 +773,38 @@ func BenchmarkHandle(b *testing.B) {
 			}
 			b.ReportMetric(float64(frames)*1000/b.Elapsed().Seconds(), "events/s")
 		})
+	}
+}
+
+// What is there again for one destination alone goes to where nobody else reads; the
+// headers tell what is in a frame.
+func TestFramesForOneDestination(t *testing.T) {
+	for _, tt := range []struct{ replay, subject string }{
+		{"", "penstock.event.t.x"}, {"job", "penstock.event.t.x"}, {"job@siem", "penstock.again.siem"},
+	} {
+		b := messages.NewBuilder(messages.Header{Source: "src", Format: "json", EventType: "t.x", Replay: tt.replay})
+		o := b.Origin(&messages.Origin{Pull: messages.NewPull("p"), Source: "src"})
+		for i := range 3 {
+			b.Add(messages.Event{ID: messages.NewID([]byte{byte(i)}), Origin: o, Record: uint64(i), Doc: []byte(`{"k":1}`)})
+		}
+		v, err := messages.DecodeFrame(b.Encode(nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.SetFate(1, messages.Duplicate)
+		for _, rules := range [][]Rule{nil, {{Name: "type", SetType: "t.x", Where: "true"}}} {
+			r, err := New(Config{Rules: rules}, Deps{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out topology.Recorder
+			if err := r.Handle(t.Context(), topology.In[messages.View]{Value: v, Data: v.Encoded(), Subject: "penstock.unique.0", Sequence: 1}, &out); err != nil {
+				t.Fatal(err)
+			}
+			m := out.Messages()
+			if len(m) != 1 || m[0].Subject != tt.subject || m[0].Events != 2 || m[0].Bytes != 14 || m[0].Source != "src" {
+				t.Errorf("%q: %+v", tt.replay, m)
+			}
+		}
 	}
 }

@@ -199,7 +199,7 @@ func (s *Set) forget() []mark {
 // or MaxIDs no longer covers is left out.
 func (s *Set) Load(ids []byte, came time.Time) {
 	at := came.UnixNano()
-	for len(ids) > 0 {
+	for len(ids) >= idSize {
 		n := min(len(ids)/idSize, block)
 		into := s.past(at)
 		if into == nil {

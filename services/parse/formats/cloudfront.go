@@ -118,7 +118,12 @@ func openCloudFront(c CloudFrontConfig, _ Deps) (Format, error) {
 		for i, name := range names {
 			names[i] = cloudFrontName(name)
 		}
-		return newColumns(names, cloudFrontField, reserved...)
+		cols := newColumns(names, cloudFrontField, reserved...)
+		for i, name := range names {
+			_, known := cloudFrontFields[cloudFrontPlain(name)]
+			cols[i].unknown = !known
+		}
+		return cols
 	}
 	parse := func(header []byte) ([]column, error) {
 		header = bytes.TrimPrefix(header, []byte("#Fields:"))
@@ -136,7 +141,7 @@ func openCloudFront(c CloudFrontConfig, _ Deps) (Format, error) {
 			}
 			f.rows = newRowReader(func(key string) column { return made([]string{key})[0] })
 			f.field = f.value
-			f.other = func(c *column, value []byte) { f.w.json(c.key, value) }
+			f.other = func(c *column, value []byte) { f.meet(c); f.w.json(c.key, value) }
 			return f
 		},
 		Place: func(key string) (string, string) { return awsPlace(key, "CloudFront") },
@@ -177,6 +182,7 @@ type cloudFront struct {
 	field   func(c *column, v []byte)
 	other   func(c *column, v []byte)
 	id      [2][]byte
+	news    []News
 }
 
 type encodedValue struct {
@@ -197,7 +203,7 @@ func (f *cloudFront) Start(h Head) (err error) {
 func (f *cloudFront) Decode(rec []byte, d *Doc) error {
 	*d = Doc{Type: cloudFrontType, Made: true}
 	f.w.begin()
-	f.encoded, f.texts = f.encoded[:0], f.texts[:0]
+	f.encoded, f.texts, f.news = f.encoded[:0], f.texts[:0], f.news[:0]
 	for i := range f.found {
 		f.found[i] = f.found[i][:0]
 	}
@@ -224,6 +230,7 @@ func (f *cloudFront) Decode(rec []byte, d *Doc) error {
 	}
 	d.Body = f.w.end()
 	d.Odd |= f.w.odd()
+	d.New = f.news
 	f.time(d)
 	if id := f.found[cfID]; len(id) > 0 {
 		f.id = [...][]byte{kindCloudFront, id}
@@ -279,11 +286,19 @@ func (f *cloudFront) refuse(rec []byte, delimiter byte) error {
 		bytes.Count(rec, []byte{delimiter})+1, delimiter, len(f.columns))
 }
 
+// meet notes a column that is not known.
+func (f *cloudFront) meet(c *column) {
+	if c.unknown && len(f.news) < maxNews {
+		f.news = append(f.news, News{NewsColumn, nameOf(c.name)})
+	}
+}
+
 // value takes a value.
 func (f *cloudFront) value(c *column, v []byte) {
 	if isDash(v) {
 		return
 	}
+	f.meet(c)
 	if c.slot >= 0 {
 		f.found[c.slot] = append(f.found[c.slot], v...)
 	}

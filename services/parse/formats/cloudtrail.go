@@ -2,6 +2,7 @@ package formats
 
 import (
 	"bytes"
+	"strconv"
 	"strings"
 
 	"github.com/penstock/penstock/services/internal/framing"
@@ -35,6 +36,7 @@ const (
 	ctIdentityAccount
 	ctVersion
 	ctInsight
+	ctType
 )
 
 var cloudTrailPaths = [...][]string{
@@ -46,12 +48,16 @@ var cloudTrailPaths = [...][]string{
 	ctIdentityAccount: {"userIdentity", "accountId"},
 	ctVersion:         {"eventVersion"},
 	ctInsight:         {"insightDetails"},
+	ctType:            {"eventType"},
 }
 
 func openCloudTrail(_ CloudTrailConfig, deps Deps) (Format, error) {
 	return Format{
 		New: func() Decoder {
-			return &cloudTrail{scan: newScanner(cloudTrailPaths[:]...), types: newTypeNamer(deps.Types, cloudTrailType)}
+			return &cloudTrail{
+				scan: newScanner(cloudTrailPaths[:]...), types: newTypeNamer(deps.Types, cloudTrailType),
+				versions: newVersion(isCloudTrailVersion), kinds: newType(isCloudTrailKind),
+			}
 		},
 		Place: cloudTrailPlace,
 		Base:  cloudTrailType, Table: cloudTrailTable,
@@ -76,6 +82,8 @@ type cloudTrail struct {
 	types            *typeNamer
 	accounts, places names
 	id               [2][]byte
+	versions, kinds  judge
+	news             []News
 }
 
 var (
@@ -83,6 +91,25 @@ var (
 	kindCloudTrail = []byte("cloudtrail")
 	insight        = []byte("insight")
 )
+
+// isCloudTrailVersion tells whether a version of records is known: 1.0 to 1.11.
+// Source: AWS CloudTrail User Guide, record contents, eventVersion.
+func isCloudTrailVersion(version []byte) bool {
+	const newest = 11
+	minor, ok := bytes.CutPrefix(version, []byte("1."))
+	n, err := strconv.Atoi(string(minor))
+	return ok && err == nil && n <= newest
+}
+
+// isCloudTrailKind tells whether a kind of records is known.
+// Source: AWS CloudTrail User Guide, record contents, eventType.
+func isCloudTrailKind(kind []byte) bool {
+	switch string(kind) {
+	case "AwsApiCall", "AwsServiceEvent", "AwsConsoleAction", "AwsConsoleSignIn", "AwsConsoleSignin", "AwsVpceEvent", "AwsVpceEvents", "AwsCloudTrailInsight":
+		return true
+	}
+	return false
+}
 
 // Decode implements Decoder.
 func (c *cloudTrail) Decode(rec []byte, d *Doc) error {
@@ -123,9 +150,13 @@ func (c *cloudTrail) Decode(rec []byte, d *Doc) error {
 		d.Account = c.accounts.of(s.value(rec, ctIdentityAccount))
 	}
 	d.Region = c.places.of(s.textAt(rec, ctRegion))
-	if v := s.textAt(rec, ctVersion); len(v) > 0 && !bytes.HasPrefix(v, []byte("1.")) {
+	version := s.textAt(rec, ctVersion)
+	news, isNew := c.versions.meet(c.news[:0], version)
+	if isNew && !isFirstMajor(version) {
 		d.Odd |= NewVersion
 	}
+	c.news, _ = c.kinds.meet(news, s.textAt(rec, ctType))
+	d.New = c.news
 	if !s.valid(rec) {
 		d.Odd |= BadUTF8
 	}

@@ -83,6 +83,7 @@ type fixed struct {
 	extra   []column
 	extraOf *fixedLayout
 	region  names
+	news    []News
 }
 
 // Decode implements Decoder.
@@ -91,7 +92,7 @@ func (f *fixed) Decode(rec []byte, d *Doc) error {
 	l := f.layout(line)
 	*d = Doc{Type: l.event, Made: true}
 	f.w.begin()
-	f.found = [fixedSlots][]byte{}
+	f.found, f.news = [fixedSlots][]byte{}, f.news[:0]
 	n := 0
 	for rest := line; len(rest) > 0; n++ {
 		var value []byte
@@ -118,6 +119,9 @@ func (f *fixed) Decode(rec []byte, d *Doc) error {
 		if c.slot >= 0 {
 			f.found[c.slot] = value
 		}
+		if c.unknown && len(f.news) < maxNews {
+			f.news = append(f.news, News{NewsColumn, c.name})
+		}
 	}
 	if n < l.least {
 		return errColumns.New(nil, "read %s of %d fields: there are at least %d", l.what, n, l.least)
@@ -127,6 +131,7 @@ func (f *fixed) Decode(rec []byte, d *Doc) error {
 	}
 	d.Body = f.w.end()
 	d.Odd |= f.w.odd()
+	d.New = f.news
 	if text := f.found[fixedTime]; len(text) == 0 {
 		d.Odd |= NoTime
 	} else if d.Time, d.HasTime = l.parseTime(text); !d.HasTime {
@@ -153,7 +158,7 @@ func (f *fixed) column(l *fixedLayout, n int) *column {
 // extraColumn is a column that we do not know.
 func extraColumn(index int) column {
 	name := columnName(index)
-	return column{name: name, key: newKey(name), slot: -1}
+	return column{name: name, key: newKey(name), slot: -1, unknown: true}
 }
 
 // maxExtra is how many columns that we do not know a line may have, far more than

@@ -57,6 +57,8 @@ type Doc struct {
 	// Odd tells what is strange about the record. Such records are events all
 	// the same.
 	Odd Odd
+	// New is what the format does not know of the record, each thing once; only read.
+	New []News
 }
 
 // Odd is a set of oddities.

@@ -73,6 +73,7 @@ const (
 	gdAccount
 	gdRegion
 	gdVersion
+	gdType
 	gdSlots
 )
 
@@ -92,20 +93,28 @@ func openGuardDuty(_ GuardDutyConfig, _ Deps) (Format, error) {
 		gdBare + gdAccount:     {"accountId"},
 		gdBare + gdRegion:      {"region"},
 		gdBare + gdVersion:     {"schemaVersion"},
+		gdBare + gdType:        {"type"},
 		gdEnvelope + gdID:      {"detail", "id"},
 		gdEnvelope + gdUpdated: {"detail", "updatedAt"},
 		gdEnvelope + gdAccount: {"detail", "accountId"},
 		gdEnvelope + gdRegion:  {"detail", "region"},
 		gdEnvelope + gdVersion: {"detail", "schemaVersion"},
+		gdEnvelope + gdType:    {"detail", "type"},
 		gdSDK + gdID:           {"Id"},
 		gdSDK + gdUpdated:      {"UpdatedAt"},
 		gdSDK + gdAccount:      {"AccountId"},
 		gdSDK + gdRegion:       {"Region"},
 		gdSDK + gdVersion:      {"SchemaVersion"},
+		gdSDK + gdType:         {"Type"},
 		gdTime:                 {"time"},
 	}
 	return Format{
-		New:   func() Decoder { return &guardDuty{newObjectReader("GuardDuty finding", paths...)} },
+		New: func() Decoder {
+			g := &guardDuty{objectReader: newObjectReader("GuardDuty finding", paths...)}
+			g.versions = newVersion(func(v []byte) bool { return bytes.HasPrefix(v, []byte("2.")) })
+			g.purposes = newType(func(p []byte) bool { return guardDutyPurposes[string(p)] })
+			return g
+		},
 		Place: func(key string) (account, region string) { return awsPlace(key, "GuardDuty") },
 		Base:  guardDutyBase, Table: guardDutyTable,
 	}, nil
@@ -121,7 +130,15 @@ func openGuardDuty(_ GuardDutyConfig, _ Deps) (Format, error) {
 // Source: formats F-13, F-14, F-15; Amazon GuardDuty API Reference, Finding.
 type guardDuty struct {
 	objectReader
+
+	purposes judge
 }
+
+// guardDutyPurposes are what findings are about: what comes before the colon of their
+// types. Source: Amazon GuardDuty User Guide, GuardDuty finding format.
+var guardDutyPurposes = setOf("AttackSequence Backdoor Behavior CredentialAccess Cryptocurrency CryptoCurrency DefenseEvasion Discovery Execution " +
+	"Exfiltration Impact InitialAccess Object PenTest Persistence Policy PrivilegeEscalation Recon ResourceConsumption Stealth Trojan " +
+	"UnauthorizedAccess")
 
 // kindGuardDuty begins the ids of findings.
 var kindGuardDuty = []byte("guardduty")
@@ -150,8 +167,9 @@ func (g *guardDuty) Decode(rec []byte, d *Doc) error {
 	}
 	g.time(rec, d, updated)
 	d.Account, d.Region = g.account(rec, at+gdAccount), g.region(rec, at+gdRegion)
-	if v := g.scan.textAt(rec, at+gdVersion); len(v) > 0 && !bytes.HasPrefix(v, []byte("2.")) {
-		d.Odd |= NewVersion
-	}
+	g.version(rec, d, at+gdVersion)
+	purpose, _, _ := bytes.Cut(g.scan.textAt(rec, at+gdType), []byte(":"))
+	g.news, _ = g.purposes.meet(g.news, purpose)
+	d.New = g.news
 	return nil
 }

@@ -37,7 +37,10 @@ var networkFirewallPaths = [...][]string{
 func openNetworkFirewall(_ NetworkFirewallConfig, deps Deps) (Format, error) {
 	return Format{
 		New: func() Decoder {
-			return &networkFirewall{newObjectReader("firewall log record", networkFirewallPaths[:]...), newTypeNamer(deps.Types, networkFirewallBase)}
+			return &networkFirewall{
+				objectReader: newObjectReader("firewall log record", networkFirewallPaths[:]...),
+				types:        newTypeNamer(deps.Types, networkFirewallBase), kinds: newType(isFirewallKind),
+			}
 		},
 		Place: networkFirewallPlace,
 		Base:  networkFirewallBase, Table: networkFirewallTable,
@@ -73,6 +76,17 @@ type networkFirewall struct {
 	objectReader
 
 	types *typeNamer
+	kinds judge
+}
+
+// isFirewallKind tells whether an event_type is known.
+// Source: AWS Network Firewall Developer Guide, contents of a firewall log.
+func isFirewallKind(kind []byte) bool {
+	switch string(kind) {
+	case "alert", "netflow", "flow", "tls":
+		return true
+	}
+	return false
 }
 
 // Decode implements Decoder.
@@ -88,5 +102,7 @@ func (n *networkFirewall) Decode(rec []byte, d *Doc) error {
 	var odd Odd
 	d.Type, odd = n.types.of(n.scan.textAt(rec, nfType))
 	d.Odd |= odd
+	n.news, _ = n.kinds.meet(n.news[:0], n.scan.textAt(rec, nfType))
+	d.New = n.news
 	return nil
 }

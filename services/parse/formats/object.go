@@ -18,6 +18,10 @@ type objectReader struct {
 	accounts, places names
 	parts            [8][]byte
 	copies           []byte // of values with escapes, for parts
+	// versions judges those of records, for formats that set it; news are what was new in
+	// the record at hand.
+	versions judge
+	news     []News
 }
 
 // newObjectReader makes a reader; the index of a path is its slot.
@@ -138,6 +142,18 @@ func (o *objectReader) account(rec []byte, slot int) string {
 
 func (o *objectReader) region(rec []byte, slot int) string {
 	return o.places.of(o.scan.textAt(rec, slot))
+}
+
+// version judges the version at slot.
+func (o *objectReader) version(rec []byte, d *Doc, slot int) {
+	if o.versions.known == nil {
+		return
+	}
+	var isNew bool
+	if o.news, isNew = o.versions.meet(o.news[:0], o.scan.value(rec, slot)); isNew {
+		d.Odd |= NewVersion
+	}
+	d.New = o.news
 }
 
 // arn reads account and region off the ARN at slot where d has none.

@@ -41,7 +41,11 @@ var route53Paths = [...][]string{
 
 func openRoute53Resolver(_ Route53ResolverConfig, _ Deps) (Format, error) {
 	return Format{
-		New:   func() Decoder { return &route53Resolver{newObjectReader("query log record", route53Paths[:]...)} },
+		New: func() Decoder {
+			r := &route53Resolver{newObjectReader("query log record", route53Paths[:]...)}
+			r.versions = newVersion(isFirstMajor)
+			return r
+		},
 		Place: func(key string) (account, region string) { return awsPlace(key, "vpcdnsquerylogs") },
 		Base:  route53Base, Table: route53Table,
 	}, nil
@@ -59,6 +63,9 @@ type route53Resolver struct {
 	objectReader
 }
 
+// isFirstMajor tells whether a version is 1.x.
+func isFirstMajor(version []byte) bool { return bytes.HasPrefix(version, []byte("1.")) }
+
 // Decode implements Decoder.
 func (r *route53Resolver) Decode(rec []byte, d *Doc) error {
 	if err := r.object(rec, d); err != nil {
@@ -67,8 +74,6 @@ func (r *route53Resolver) Decode(rec []byte, d *Doc) error {
 	d.Type = route53Table
 	r.time(rec, d, r53Time)
 	d.Account, d.Region = r.account(rec, r53Account), r.region(rec, r53Region)
-	if v := r.scan.value(rec, r53Version); len(v) > 0 && !bytes.HasPrefix(v, []byte("1.")) {
-		d.Odd |= NewVersion
-	}
+	r.version(rec, d, r53Version)
 	return nil
 }

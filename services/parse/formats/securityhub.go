@@ -1,8 +1,6 @@
 package formats
 
 import (
-	"bytes"
-
 	"github.com/penstock/penstock/services/internal/framing"
 )
 
@@ -97,7 +95,9 @@ func openSecurityHub(_ SecurityHubConfig, _ Deps) (Format, error) {
 	paths = append(append(paths, findingPaths("detail", "findings", firstOf)...), findingPaths()...)
 	return Format{
 		New: func() Decoder {
-			return &securityHub{newObjectReader("Security Hub event", paths...)}
+			s := &securityHub{newObjectReader("Security Hub event", paths...)}
+			s.versions = newVersion(isFindingVersion)
+			return s
 		},
 		Base: securityHubBase, Table: securityHubTable,
 	}, nil
@@ -195,10 +195,12 @@ func (o *objectReader) finding(rec []byte, d *Doc, at, extra int) {
 	if d.Region == "" {
 		d.Region = outer
 	}
-	if v := o.scan.textAt(rec, at+fVersion); len(v) > 0 && !bytes.Equal(v, []byte("2018-10-08")) {
-		d.Odd |= NewVersion
-	}
+	o.version(rec, d, at+fVersion)
 }
+
+// isFindingVersion tells whether a SchemaVersion of findings is known.
+// Source: AWS Security Hub User Guide, AWS Security Finding Format.
+func isFindingVersion(version []byte) bool { return string(version) == "2018-10-08" }
 
 // productRegion reads the region off a ProductArn. Its account is that of the
 // product's maker, not the one of the finding.

@@ -61,6 +61,8 @@ type column struct {
 	numeric bool
 	// slot is what the format itself reads of a record, -1 for nothing.
 	slot int
+	// unknown: the format has no such column.
+	unknown bool
 }
 
 // newColumns makes columns of names. A name that comes twice gets a number behind

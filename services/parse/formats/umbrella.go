@@ -221,6 +221,9 @@ type umbrella struct {
 	w        fieldWriter
 	accounts names
 	parts    [4][]byte
+	// folder names the type of log where that is not known.
+	folder string
+	news   []News
 }
 
 func newUmbrella(c UmbrellaConfig) *umbrella {
@@ -233,6 +236,10 @@ func newUmbrella(c UmbrellaConfig) *umbrella {
 // Start implements Starter.
 func (u *umbrella) Start(h Head) (err error) {
 	u.kind, _ = umbrellaFolder(h.Key)
+	u.folder = umbrellaUnknown.name
+	if words := strings.Split(h.Key, "/"); u.kind == umbrellaUnknown && len(words) > 2 {
+		u.folder = nameOf(words[len(words)-3])
+	}
 	if u.layout = nil; len(h.Columns) == 0 {
 		return nil
 	}
@@ -294,7 +301,9 @@ func (u *umbrella) make(kind *umbrellaKind, names []string) *umbrellaLayout {
 			names[i] = umbrellaExtra(i)
 		}
 	}
+	kinded := len(kind.columns) > 1 // else nobody knows which columns there are
 	for _, c := range newColumns(names, func(name string) (int, bool) { return -1, umbrellaNumbers[name] }, rawField) {
+		c.unknown = kinded && !slices.Contains(kind.columns, c.name)
 		l.columns = append(l.columns, umbrellaColumn{c, umbrellaLists[c.name]})
 	}
 	for i, name := range names {
@@ -322,7 +331,7 @@ func (l *umbrellaLayout) grow() {
 	for slices.ContainsFunc(l.columns, func(c umbrellaColumn) bool { return c.name == name }) { // a header may say so
 		name += "_"
 	}
-	l.columns = append(l.columns, umbrellaColumn{column: column{name: name, key: newKey(name), slot: -1}})
+	l.columns = append(l.columns, umbrellaColumn{column: column{name: name, key: newKey(name), slot: -1, unknown: len(l.kind.columns) > 1}})
 }
 
 // Decode implements Decoder.
@@ -353,15 +362,23 @@ func (u *umbrella) Decode(rec []byte, d *Doc) error {
 		l.grow()
 	}
 	u.w.begin()
+	u.news = u.news[:0]
+	if l.kind == umbrellaUnknown {
+		u.news = append(u.news, News{NewsType, u.folder})
+	}
 	for i := range count {
 		v := u.cells.at(i)
 		c := &l.columns[i]
 		switch {
 		case len(v) == 0:
+			continue
 		case c.list && u.config.Lists:
 			u.list(c.key, v, l)
 		default:
 			u.w.add(&c.column, v)
+		}
+		if c.unknown && len(u.news) < maxNews {
+			u.news = append(u.news, News{NewsColumn, nameOf(c.name)})
 		}
 	}
 	if u.config.KeepRaw {
@@ -369,6 +386,7 @@ func (u *umbrella) Decode(rec []byte, d *Doc) error {
 	}
 	d.Body = u.w.end()
 	d.Odd |= u.w.odd()
+	d.New = u.news
 	if d.Account = u.accounts.of(u.cells.at(l.org)); d.Account == "" {
 		d.Account = u.config.Account
 	}

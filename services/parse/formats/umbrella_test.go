@@ -252,8 +252,8 @@ func FuzzUmbrella(f *testing.F) {
 		}
 		r := csv.NewReader(bytes.NewReader(rec))
 		row, err := r.Read()
-		if err != nil || !utf8.Valid(rec) || r.InputOffset() != int64(len(rec)) || bytes.IndexByte(rec, '\r') >= 0 {
-			return
+		if err != nil || !utf8.Valid(rec) || r.InputOffset() != int64(len(rec)) || bytes.IndexByte(rec, '\r') >= 0 || bytes.HasSuffix(rec, []byte("\n")) {
+			return // rows come without the line break behind them: FuzzRows
 		}
 		var want []string
 		for _, cell := range row {

@@ -91,6 +91,8 @@ func vpcField(name string) (slot int, numeric bool) {
 	return -1, false
 }
 
+func isVPCField(name string) bool { _, ok := vpcFields[name]; return ok }
+
 // vpcName is the name of a parquet column as text files write it.
 func vpcName(key string) string {
 	name := strings.ReplaceAll(strings.ToLower(key), "_", "-")
@@ -111,6 +113,7 @@ func openVPCFlow(c VPCFlowConfig, _ Deps) (Format, error) {
 			return nil, errNoHeader.New(nil, "read flow log lines: the first line of the file, %d bytes, does not name the columns", len(header))
 		}
 		l := &vpcLayout{columns: newColumns(strings.Split(string(header), " "), vpcField, reserved...), size: len("{}")}
+		l.news = newsOf(strings.Fields(string(header)), isVPCField)
 		for _, c := range l.columns {
 			l.size += len(c.key) + len(`",`)
 		}
@@ -119,6 +122,7 @@ func openVPCFlow(c VPCFlowConfig, _ Deps) (Format, error) {
 	return Format{
 		New: func() Decoder {
 			v := &vpcFlow{keepRaw: c.KeepRaw, headers: headers[*vpcLayout]{parse: parse}}
+			v.versions = newVersion(func([]byte) bool { return false }) // asked for new ones only
 			if c.Columns == "" {
 				v.without, _ = parse([]byte(vpcDefault))
 				v.guess = true
@@ -126,10 +130,12 @@ func openVPCFlow(c VPCFlowConfig, _ Deps) (Format, error) {
 				v.without, _ = parse([]byte(c.Columns))
 			}
 			v.rows = newRowReader(func(key string) column {
-				return newColumns([]string{vpcName(key)}, vpcField, reserved...)[0]
+				c := newColumns([]string{vpcName(key)}, vpcField, reserved...)[0]
+				c.unknown = !isVPCField(vpcName(key))
+				return c
 			})
 			v.field = v.value
-			v.other = func(c *column, value []byte) { v.w.json(c.key, value) }
+			v.other = func(c *column, value []byte) { v.meet(c); v.w.json(c.key, value) }
 			return v
 		},
 		Place: func(key string) (string, string) { return awsPlace(key, "vpcflowlogs") },
@@ -143,6 +149,7 @@ type vpcLayout struct {
 	columns []column
 	// size is how many bytes a document has besides the values, at most.
 	size int
+	news []News
 }
 
 // vpcFlow decodes flow log records.
@@ -177,6 +184,9 @@ type vpcFlow struct {
 	other   func(c *column, v []byte)
 	account names
 	region  names
+	// rowNews are what is new in this record, unless its header says all.
+	rowNews  []News
+	versions judge
 }
 
 // Start implements Starter.
@@ -196,9 +206,11 @@ func (v *vpcFlow) Decode(rec []byte, d *Doc) error {
 	v.found = [vpcSlots][]byte{}
 	var err error
 	if len(rec) > 0 && (rec[0] == '{' || rec[0] <= ' ' || rec[0] >= utf8.RuneSelf) && isObject(rec) {
+		v.rowNews = v.rowNews[:0]
 		d.Odd, err = v.rows.read(rec, v.field, v.other)
+		d.New = v.rowNews
 	} else {
-		err = v.line(rec)
+		d.New, err = v.line(rec)
 	}
 	if err != nil {
 		return err
@@ -216,13 +228,22 @@ func (v *vpcFlow) Decode(rec []byte, d *Doc) error {
 	if text := v.found[vpcVersionField]; len(text) > 1 {
 		if version, ok := parseEpoch(text, 0); ok && version > vpcVersion {
 			d.Odd |= NewVersion
+			v.rowNews, _ = v.versions.meet(append(v.rowNews[:0], d.New...), text)
+			d.New = v.rowNews
 		}
 	}
 	return nil
 }
 
-// line reads a line of text.
-func (v *vpcFlow) line(rec []byte) error {
+// meet notes an unknown column of a row.
+func (v *vpcFlow) meet(c *column) {
+	if c.unknown && len(v.rowNews) < maxNews {
+		v.rowNews = append(v.rowNews, News{NewsColumn, nameOf(c.name)})
+	}
+}
+
+// line reads a line of text, and tells what of its columns is not known.
+func (v *vpcFlow) line(rec []byte) ([]News, error) {
 	l, guessed := v.layout, false
 	if l == nil {
 		l, guessed = v.without, v.guess
@@ -232,7 +253,7 @@ func (v *vpcFlow) line(rec []byte) error {
 		line = line[:len(line)-1]
 	}
 	if first := l.columns[0].name; len(line) >= len(first) && string(line[:len(first)]) == first && isVPCHeader(line) {
-		return v.refuse(rec, l, guessed)
+		return nil, v.refuse(rec, l, guessed)
 	}
 	clean := plain(line) == len(line)
 	w := &v.w
@@ -244,7 +265,7 @@ func (v *vpcFlow) line(rec []byte) error {
 		c := &l.columns[i]
 		end := nextSpace(line, pos)
 		if end <= pos || (end == len(line)) != (i == len(l.columns)-1) {
-			return v.refuse(rec, l, guessed)
+			return nil, v.refuse(rec, l, guessed)
 		}
 		value := line[pos:end]
 		pos = end + 1
@@ -266,9 +287,9 @@ func (v *vpcFlow) line(rec []byte) error {
 	}
 	version := v.found[vpcVersionField]
 	if guessed && (string(version) != "2" || !isVPCStatus(line[lastField(line):])) || len(version) > 0 && version[0] > '9' && isVPCHeader(rec) {
-		return v.refuse(rec, l, guessed)
+		return nil, v.refuse(rec, l, guessed)
 	}
-	return nil
+	return l.news, nil
 }
 
 // lastField returns where the last field of a line begins.
@@ -303,6 +324,7 @@ func (v *vpcFlow) value(c *column, value []byte) {
 	if isDash(value) {
 		return
 	}
+	v.meet(c)
 	v.w.add(c, value)
 	if c.slot >= 0 {
 		v.kept[c.slot] = append(v.kept[c.slot][:0], value...)

@@ -39,7 +39,9 @@ var wafPaths = [...][]string{
 func openWAF(_ WAFConfig, deps Deps) (Format, error) {
 	return Format{
 		New: func() Decoder {
-			return &waf{newObjectReader("WAF record", wafPaths[:]...), newTypeNamer(deps.Types, wafBase)}
+			w := &waf{objectReader: newObjectReader("WAF record", wafPaths[:]...), types: newTypeNamer(deps.Types, wafBase), actions: newType(isWAFAction)}
+			w.versions = newVersion(func(v []byte) bool { return string(v) == "1" })
+			return w
 		},
 		Place: func(key string) (account, region string) { return awsPlace(key, "WAFLogs") },
 		Base:  wafBase, Table: wafTable,
@@ -58,7 +60,17 @@ func openWAF(_ WAFConfig, deps Deps) (Format, error) {
 type waf struct {
 	objectReader
 
-	types *typeNamer
+	types   *typeNamer
+	actions judge
+}
+
+// isWAFAction tells whether an action is known. Source: AWS WAF Developer Guide, log fields.
+func isWAFAction(action []byte) bool {
+	switch string(action) {
+	case "ALLOW", "BLOCK", "COUNT", "CAPTCHA", "CHALLENGE", "EXCLUDED_AS_COUNT":
+		return true
+	}
+	return false
 }
 
 // Decode implements Decoder.
@@ -71,8 +83,8 @@ func (w *waf) Decode(rec []byte, d *Doc) error {
 	var odd Odd
 	d.Type, odd = w.types.of(w.scan.textAt(rec, wafAction))
 	d.Odd |= odd
-	if w.has(wafVersion) && string(w.scan.value(rec, wafVersion)) != "1" {
-		d.Odd |= NewVersion
-	}
+	w.version(rec, d, wafVersion)
+	w.news, _ = w.actions.meet(w.news, w.scan.textAt(rec, wafAction))
+	d.New = w.news
 	return nil
 }
