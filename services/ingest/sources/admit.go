@@ -2,6 +2,7 @@ package sources
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -56,6 +57,8 @@ type letter struct {
 	// again is another id that a message sent a second time has: that which SNS
 	// gave it. "" for none. admit finds it.
 	again string
+	// entry of the quarantine that it comes from, nil for none.
+	entry *messages.Quarantine
 }
 
 // Body says what the messages of a queue hold.
@@ -94,6 +97,8 @@ type admission struct {
 	packed  cargo
 	// alone has events not share a frame with those of other messages.
 	alone bool
+	// most bad spans of one body are quarantined one by one; 0 is maxBad.
+	most int
 }
 
 // outcome is the fate of one pull.
@@ -111,6 +116,9 @@ type outcome struct {
 	cargo *cargo
 	// body that holds this pull alone.
 	body func() []byte
+	// again is the pull that it was before it went to quarantine, job has it redriven.
+	again []byte
+	job   string
 }
 
 // send hands o to out. What can never be stored is quarantined instead.
@@ -131,7 +139,7 @@ func (o *outcome) send(ctx context.Context, out topology.Outbox) error {
 		}
 	}
 	out.Fact(&messages.Fact{Kind: &messages.Fact_Announced{
-		Announced: &messages.Announced{Origin: o.origin, As: o.as, Code: o.code},
+		Announced: &messages.Announced{Origin: o.origin, As: o.as, Code: o.code, Again: o.again, Job: o.job},
 	}})
 	if o.fetched != nil {
 		out.Fact(&messages.Fact{Kind: &messages.Fact_Fetched{Fetched: o.fetched}})
@@ -157,6 +165,9 @@ func (o *outcome) refuse(err error) {
 }
 
 func (a *admission) outcome(l *letter, index int, body func() []byte) outcome {
+	if l.entry != nil {
+		return outcome{origin: a.rejudged(l.entry, index), body: body}
+	}
 	return outcome{
 		origin: &messages.Origin{
 			Pull:   messages.MessagePull(l.queue, l.id, index),
@@ -337,7 +348,7 @@ func (c *cutter) cut(f framing.Framing, l *letter, body []byte) {
 			c.bad(split.Offset(), from, errUnreadable.New(err, "cut record %d of message %s", c.next, l.id))
 			break
 		}
-		if len(c.o.quarantine) == maxBad-1 {
+		if len(c.o.quarantine) == cmp.Or(c.a.most, maxBad)-1 {
 			rest := span(body, bad.Offset, int64(len(body)))
 			c.bad(bad.Offset, rest, errTooManyBad.New(bad, "cut record %d of message %s", c.next, l.id))
 			break
@@ -379,7 +390,7 @@ func (c *cutter) bad(offset int64, bytes []byte, err error) {
 	c.o.quarantine = append(c.o.quarantine, &messages.Quarantine{
 		Stage: string(topology.Ingest), Source: c.a.source, Code: code, Reason: err.Error(), Origin: c.o.origin,
 		Record: c.next, Records: 1, Offset: offset, Length: int64(len(bytes)), Payload: bytes,
-		Holds: messages.Quarantine_HOLDS_BYTES, Format: c.format,
+		Holds: messages.Quarantine_HOLDS_BYTES, Format: c.format, Header: c.a.split.Header(),
 	})
 	if c.codes == nil {
 		c.codes = map[string]uint64{}

@@ -209,7 +209,7 @@ func (s *guardDutyAPI) pull(ctx context.Context, p *pull) error {
 	}
 	since, token, newest := cur.Since, "", cur.Since
 	for !p.stopped() {
-		ids, next, err := s.ids(ctx, p, d, since, token)
+		ids, next, err := s.ids(ctx, p, d, since, 0, token)
 		if err != nil {
 			return err
 		}
@@ -249,12 +249,16 @@ func (s *guardDutyAPI) pull(ctx context.Context, p *pull) error {
 	return nil
 }
 
-// ids lists a page of findings that were updated since, oldest first.
-func (s *guardDutyAPI) ids(ctx context.Context, p *pull, d detector, since int64, token string) (ids []string, next string, err error) {
+// ids lists a page of findings that were updated since, and before until unless that is 0,
+// oldest first.
+func (s *guardDutyAPI) ids(ctx context.Context, p *pull, d detector, since, until int64, token string) (ids []string, next string, err error) {
 	in := &guardduty.ListFindingsInput{
 		DetectorId: &d.id, MaxResults: aws.Int32(findingsPage),
 		FindingCriteria: &types.FindingCriteria{Criterion: map[string]types.Condition{"updatedAt": {GreaterThanOrEqual: &since}}},
 		SortCriteria:    &types.SortCriteria{AttributeName: aws.String("updatedAt"), OrderBy: types.OrderByAsc},
+	}
+	if until > 0 {
+		in.FindingCriteria.Criterion["updatedAt"] = types.Condition{GreaterThanOrEqual: &since, LessThan: &until}
 	}
 	if s.cfg.SkipArchived {
 		in.FindingCriteria.Criterion["service.archived"] = types.Condition{Equals: []string{"false"}}

@@ -99,8 +99,10 @@ type httpBadRecord struct {
 	record         uint64
 	offset, length int64
 	bytes          []byte
-	format, where  string
-	err            error
+	// head names the columns, where a line does: without it the span says little.
+	head          []byte
+	format, where string
+	err           error
 }
 
 func newHTTPIntake(s *httpSource) *httpIntake {
@@ -240,11 +242,12 @@ func (c *httpIntake) refuse(offset, length int64, span []byte, err error) error 
 		return errHTTPTooBad.New(err, "read a body with more than %d bad records", c.s.cfg.Limits.MaxBad)
 	}
 	span = span[:min(len(span), keepHTTPBad)]
-	if err := c.hold(int64(len(span)) + 512); err != nil {
+	head := bytes.Clone(c.split.Header())
+	if err := c.hold(int64(len(span)+len(head)) + 512); err != nil {
 		return err
 	}
 	c.bad = append(c.bad, httpBadRecord{
-		record: c.records, offset: offset, length: length, bytes: span, format: c.format, where: c.where, err: err,
+		record: c.records, offset: offset, length: length, bytes: span, head: head, format: c.format, where: c.where, err: err,
 	})
 	if c.codes == nil {
 		c.codes = map[string]uint64{}
@@ -422,7 +425,7 @@ func (l *httpLoad) store(ctx context.Context, out topology.Outbox) error {
 		q := &messages.Quarantine{
 			Stage: string(topology.Ingest), Source: o.GetSource(), Code: fault.CodeOf(b.err), Reason: b.err.Error(), Origin: o,
 			Record: b.record, Records: 1, Offset: b.offset, Length: b.length, Payload: b.bytes,
-			Cut: int64(len(b.bytes)) < b.length, Holds: messages.Quarantine_HOLDS_BYTES, Format: b.format,
+			Cut: int64(len(b.bytes)) < b.length, Holds: messages.Quarantine_HOLDS_BYTES, Format: b.format, Header: b.head,
 		}
 		g.Go(func() error { return out.Quarantine(ctx, q) })
 	}

@@ -492,6 +492,13 @@ func TestHTTPFormatOfAnEndpoint(t *testing.T) {
 	if o := r.frames()[1].origin; o.GetAccount() != "tenant-b" {
 		t.Errorf("origin %v, want the account of the token", o)
 	}
+	// What is bad keeps them, too: a redrive needs them.
+	if got := r.post("/in", "a,b\n1,2\n\"x,3\n"); got.status != 204 {
+		t.Fatalf("answer %s", got)
+	}
+	if q := r.bus.Quarantined(); len(q) != 1 || string(q[0].GetHeader()) != "a,b" {
+		t.Errorf("quarantined %v", q)
+	}
 }
 
 // All or nothing, where the operator wants it.

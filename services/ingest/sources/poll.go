@@ -469,6 +469,8 @@ type caller struct {
 	stopping context.Context //nolint:containedctx // of one piece of work, as its own type
 	shard    string
 	log      *slog.Logger
+	// again is set while a stretch of time is read once more.
+	again *again
 
 	mu        sync.Mutex
 	responses int

@@ -59,6 +59,11 @@ func (c *caller) call(ctx context.Context, to target, f func(ctx context.Context
 	budget := c.s.deps.Bus.Budget(cmp.Or(c.s.cfg.Account, c.s.cfg.who)+"|"+to.region+"|"+limit, rate)
 	var again backoff
 	for attempt := 1; ; attempt++ {
+		if c.again != nil { // half of the rate is for what is live
+			if err := c.again.wait(c.stopping, rate/2); err != nil { //nolint:contextcheck // ctx goes on for a while when the source stops, and waiting should not
+				return err
+			}
+		}
 		if err := budget.Take(c.stopping); err != nil { //nolint:contextcheck // ctx goes on for a while when the source stops, and waiting should not
 			return err
 		}

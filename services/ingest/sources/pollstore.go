@@ -107,6 +107,9 @@ func (p *pull) store(ctx context.Context, pg *page) (err error) {
 		}
 		span.End()
 	}()
+	if p.again != nil {
+		pg.salt += "\x00" + p.again.job
+	}
 	w := p.write(pg)
 	if pg.unrepeatable {
 		facts := p.s.deps.NewOutbox()
@@ -162,6 +165,7 @@ func sumOf(m map[string]uint64) (n uint64) {
 // written is a page as it goes on the bus.
 type written struct {
 	source     string
+	job        string
 	origin     *messages.Origin
 	frames     []topology.Message
 	quarantine []*messages.Quarantine
@@ -188,6 +192,9 @@ func (p *pull) write(pg *page) *written {
 	w := &written{source: p.s.deps.Name, origin: origin, fetched: &messages.Fetched{
 		Pull: origin.GetPull(), Source: p.s.deps.Name, End: messages.Fetched_END_COMPLETE,
 	}}
+	if p.again != nil {
+		w.job = p.again.job
+	}
 	raw := w.cut(pg, p.s.deps.Bus.MaxPayload()-messageHeader)
 	next := uint64(len(pg.records))
 	for _, b := range pg.bad {
@@ -314,7 +321,7 @@ func (w *written) send(ctx context.Context, out topology.Outbox) error {
 
 // tell hands the facts to out.
 func (w *written) tell(out topology.Outbox) {
-	out.Fact(&messages.Fact{Kind: &messages.Fact_Announced{Announced: &messages.Announced{Origin: w.origin, As: messages.Announced_AS_EVENTS}}})
+	out.Fact(&messages.Fact{Kind: &messages.Fact_Announced{Announced: &messages.Announced{Origin: w.origin, As: messages.Announced_AS_EVENTS, Job: w.job}}})
 	out.Fact(&messages.Fact{Kind: &messages.Fact_Fetched{Fetched: w.fetched}})
 	if w.parsed != nil {
 		out.Fact(&messages.Fact{Kind: &messages.Fact_Parsed{Parsed: w.parsed}})

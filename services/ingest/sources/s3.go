@@ -34,6 +34,8 @@ var (
 		"write more of the prefix in place of *: it stands for more folders than can be listed one by one")
 	errListYet = fault.Define("ingest.no_listing_yet", fault.Retry,
 		"wait for the first listing; if none comes, check the network and whether another replica has the work")
+	errSpanOpen = fault.Define("ingest.span_open", fault.Reject,
+		"say from when on, with --from: a prefix with days or hours in it cannot be listed from the beginning of time")
 	errListBus = fault.Define("ingest.listing_not_stored", fault.Retry,
 		"look at the bus: penstock topology show; nothing is lost, the bucket is listed again from there")
 )
@@ -129,6 +131,20 @@ func (c S3Config) ObjectAWS() awsclient.Config { return c.AWS }
 
 // Allows implements [ObjectReader].
 func (c S3Config) Allows(bucket string) bool { return bucket == c.Bucket }
+
+// Whole implements [ObjectReader].
+func (c S3Config) Whole() (bucket, prefix string) {
+	switch len(c.Prefixes) {
+	case 0:
+		return c.Bucket, ""
+	case 1:
+		return c.Bucket, c.Prefixes[0]
+	}
+	return "", ""
+}
+
+// Takes implements [ObjectReader].
+func (c S3Config) Takes(key string) bool { return takes(c.Keys, c.SkipKeys, key) }
 
 // callList is the call, as an IAM policy names it.
 const callList = "s3:ListBucket"
@@ -320,14 +336,13 @@ func (s *s3Source) worked(ctx context.Context, prefix string) {
 
 // lister is the listing of a prefix, time and again.
 type lister struct {
-	s      *s3Source
-	prefix string
-	layout layout
-	cursor *topology.Cursor
-	at     listing
-	seen   *seen
-	// folders are what * stands for in the part of a prefix before its time.
-	folders map[string][]string
+	s       *s3Source
+	prefix  string
+	layout  layout
+	cursor  *topology.Cursor
+	at      listing
+	seen    *seen
+	folders *folders
 	saved   time.Time
 	dirty   bool
 	full    bool // the memory is full
@@ -350,7 +365,7 @@ func (s *s3Source) open(ctx context.Context, prefix string) (*lister, error) {
 // through lists the prefix from where the last listing broke off, or from its
 // beginning. When ctx ends it stops after a page; work bounds that.
 func (p *lister) through(ctx, work context.Context) error {
-	p.folders = map[string][]string{}
+	p.folders = newFolders(p.s.cfg.Bucket, p.layout, p.page)
 	if err := p.begin(ctx); err != nil {
 		return err
 	}
@@ -403,7 +418,7 @@ func (p *lister) run(ctx, work context.Context) error {
 		if t.Unix() > p.at.Time && p.layout.dated() {
 			p.at.Time, p.at.After = t.Unix(), ""
 		}
-		folders, err := p.expand(ctx, p.layout.render(t))
+		folders, err := p.folders.expand(ctx, p.layout.render(t))
 		if err != nil {
 			return err
 		}
@@ -420,49 +435,6 @@ func (p *lister) run(ctx, work context.Context) error {
 		}
 	}
 	return nil
-}
-
-// expand returns the folders that a prefix with * stands for, in order.
-func (p *lister) expand(ctx context.Context, prefix string) ([]string, error) {
-	head, tail, starred := cutStar(prefix)
-	if !starred {
-		return []string{prefix}, nil
-	}
-	names, known := p.folders[head]
-	if !known {
-		in := &s3.ListObjectsV2Input{Prefix: &head, Delimiter: aws.String("/")}
-		for {
-			out, _, err := p.page(ctx, in)
-			if err != nil {
-				return nil, err
-			}
-			for _, c := range out.CommonPrefixes {
-				names = append(names, aws.ToString(c.Prefix))
-			}
-			if len(names) > maxFolders {
-				return nil, errPrefixes.New(nil, "list the folders of s3://%s/%s: more than %d", p.s.cfg.Bucket, head, maxFolders)
-			}
-			if !aws.ToBool(out.IsTruncated) || aws.ToString(out.NextContinuationToken) == "" {
-				break
-			}
-			in.ContinuationToken = out.NextContinuationToken
-		}
-		// Beyond the time in a prefix each folder is met once: not worth keeping.
-		if len(head) <= len(p.layout.head()) || len(p.folders) < maxFolders {
-			p.folders[head] = names
-		}
-	}
-	var all []string
-	for _, name := range names {
-		more, err := p.expand(ctx, name+tail)
-		if err != nil {
-			return nil, err
-		}
-		if all = append(all, more...); len(all) > maxFolders {
-			return nil, errPrefixes.New(nil, "list the folders of s3://%s/%s: more than %d", p.s.cfg.Bucket, prefix, maxFolders)
-		}
-	}
-	return all, nil
 }
 
 // list announces what is new below a folder, page by page.
@@ -501,7 +473,7 @@ func (p *lister) page(ctx context.Context, in *s3.ListObjectsV2Input) (*s3.ListO
 	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
 	defer cancel()
 	in.Bucket = &p.s.cfg.Bucket
-	out, err := p.s.client.ListObjectsV2(ctx, in)
+	out, err := listObjects(ctx, p.s.client, in)
 	if err != nil {
 		return nil, time.Time{}, errList.New(awsclient.Explain(err), "list s3://%s/%s", p.s.cfg.Bucket, aws.ToString(in.Prefix))
 	}

@@ -67,6 +67,11 @@ type ObjectReader interface {
 	ObjectAWS() awsclient.Config
 	// Allows tells whether objects of the bucket may be read.
 	Allows(bucket string) bool
+	// Takes tells whether objects with the key are wanted.
+	Takes(key string) bool
+	// Whole is where all its objects are, "" where the configuration does not name one
+	// place alone.
+	Whole() (bucket, prefix string)
 }
 
 func define[C any](name, doc string, defaults func() C, open func(ctx context.Context, cfg C, deps Deps) (Source, error)) {

@@ -167,6 +167,17 @@ func (c SQSConfig) ObjectAWS() awsclient.Config {
 // Allows implements [ObjectReader].
 func (c SQSConfig) Allows(bucket string) bool { return patterns(c.Buckets).match(bucket) }
 
+// Whole implements [ObjectReader].
+func (c SQSConfig) Whole() (bucket, prefix string) {
+	if len(c.Buckets) == 1 && !strings.ContainsAny(c.Buckets[0], "*?") {
+		return c.Buckets[0], ""
+	}
+	return "", ""
+}
+
+// Takes implements [ObjectReader].
+func (c SQSConfig) Takes(key string) bool { return takes(c.Keys, c.SkipKeys, key) }
+
 // SQS is what the sqs source calls. [*sqs.Client] is one.
 type SQS interface {
 	ReceiveMessage(context.Context, *sqs.ReceiveMessageInput, ...func(*sqs.Options)) (*sqs.ReceiveMessageOutput, error)
