@@ -485,7 +485,7 @@ func (d *Deliver) keep(b *batch, p *part, wanted func(i int) bool) {
 // attempt gives one part to the sink, in a span that links to the spans of all
 // frames in it.
 func (d *Deliver) attempt(b *batch, p part) sinks.Result {
-	sent := sinks.NewBatch(b.data, b.items[p.from:p.to]).Releasing(func() { d.release(b) })
+	sent := sinks.NewBatch(b.data, b.items[p.from:p.to]).Releasing(func() { d.release(b) }).Replaying(d.lens.replay)
 	ctx := b.ctx
 	if trace.SpanContextFromContext(ctx).IsSampled() {
 		var span trace.Span

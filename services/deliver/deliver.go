@@ -61,6 +61,21 @@ type Deps struct {
 	// WindowBytes is how many bytes of frames it has in hand at once, 0 when this is
 	// not known.
 	WindowBytes int64
+	// Replay is the job that has events of the log delivered once more, "" for live ones.
+	Replay string
+	// Rate bounds the events a second; 0 does not.
+	Rate float64
+	// Settled is called with what became of the live events of a frame, before it is
+	// acknowledged. It may be nil.
+	Settled func(sequence uint64, s Settled)
+}
+
+// Settled is what became of the events of a frame.
+type Settled struct {
+	// Confirmed, Filtered by the destination's expression, Quarantined.
+	Confirmed, Filtered, Quarantined uint64
+	// Bytes of the documents that were confirmed.
+	Bytes uint64
 }
 
 // Deliver serves one destination.
@@ -72,6 +87,8 @@ type Deliver struct {
 	patient     sinks.Patient // the sink, if it is one
 	window      int
 	windowBytes int64
+	rate        throttle
+	settled     func(uint64, Settled)
 
 	// turn is held by the one frame whose events are being added.
 	turn    chan struct{}
@@ -113,6 +130,7 @@ func New(cfg Destination, sink sinks.Sink, deps Deps) (*Deliver, error) {
 	if d.lens, err = newLens(cfg); err != nil {
 		return nil, err
 	}
+	d.lens.replay, d.rate.rate, d.settled = deps.Replay, deps.Rate, deps.Settled
 	d.patient, _ = sink.(sinks.Patient)
 	d.draining = make(chan struct{})
 	d.drainNow = sync.OnceFunc(func() { close(d.draining) })
@@ -196,7 +214,7 @@ func (d *Deliver) skip(in topology.In[messages.View], out topology.Outbox) error
 	if err := s.read(&v, false); err != nil {
 		return err
 	}
-	fact := &messages.Delivered{Destination: d.cfg.Name, Sequence: in.Sequence, EventType: v.EventType()}
+	fact := &messages.Delivered{Destination: d.cfg.Name, Sequence: in.Sequence, EventType: v.EventType(), Replay: d.again(&v)}
 	pulls := make([]*messages.DeliveredPull, len(origins))
 	skipped := 0
 	for i := range v.Len() {
@@ -229,12 +247,12 @@ func (d *Deliver) tellSkipped(n int) {
 
 // filter evaluates the destination's expression.
 func (d *Deliver) filter(v *messages.View, f *frame) error {
-	if d.where == nil {
+	if d.where == nil && !d.others(v) {
 		return nil
 	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
-	if err := s.read(v, d.where.NeedsDoc()); err != nil {
+	if err := s.read(v, d.where != nil && d.where.NeedsDoc()); err != nil {
 		return err
 	}
 	f.out = d.leftOut(v, s)
@@ -287,7 +305,9 @@ func (d *Deliver) add(ctx context.Context, v *messages.View, f *frame) error {
 			d.reject(ref{f, i}, 1, errMask.New(nil, "mask an event for destination %s: the document is not valid JSON", d.cfg.Name))
 			return true
 		}
-		err = d.put(ctx, f, i, e)
+		if err = d.slow(ctx); err == nil {
+			err = d.put(ctx, f, i, e)
+		}
 		return err == nil
 	})
 	if err != nil {
@@ -320,7 +340,8 @@ func (d *Deliver) settle(ctx context.Context, in topology.In[messages.View], f *
 		refused[f.rejected[i].index] = &f.rejected[i]
 	}
 	pulls := make([]*messages.DeliveredPull, len(origins))
-	var confirmed, filtered uint64
+	var sum Settled
+	again := d.again(&v)
 	at := 0
 	for i := range v.Len() {
 		from := at
@@ -337,45 +358,57 @@ func (d *Deliver) settle(ctx context.Context, in topology.In[messages.View], f *
 		switch {
 		case f.out != nil && f.out[i]:
 			p.Filtered++
-			filtered++
+			sum.Filtered++
 		case r != nil:
 			if p.Quarantined == nil {
 				p.Quarantined = map[string]uint64{}
 			}
 			p.Quarantined[fault.CodeOf(r.err)]++
-			if err := out.Quarantine(ctx, d.quarantine(&in, origins[origin], s.columns.Records[i], s.body[from:at], r)); err != nil {
+			sum.Quarantined++
+			if err := out.Quarantine(ctx, d.quarantine(&in, origins[origin], s, i, s.body[from:at], r)); err != nil {
 				return err
 			}
 			eventsQuarantined.WithLabelValues(d.cfg.Name, fault.CodeOf(r.err)).Inc()
 		default:
 			p.Confirmed++
-			confirmed++
+			sum.Confirmed++
+			sum.Bytes += uint64(at - from)
 		}
 	}
-	eventsConfirmed.WithLabelValues(d.cfg.Name).Add(float64(confirmed))
-	eventsFiltered.WithLabelValues(d.cfg.Name).Add(float64(filtered))
-	fact := &messages.Delivered{Destination: d.cfg.Name, Sequence: in.Sequence, EventType: v.EventType()}
+	if again == "" {
+		eventsConfirmed.WithLabelValues(d.cfg.Name).Add(float64(sum.Confirmed))
+		eventsFiltered.WithLabelValues(d.cfg.Name).Add(float64(sum.Filtered))
+	} else {
+		eventsReplayed.WithLabelValues(d.cfg.Name).Add(float64(sum.Confirmed))
+	}
+	fact := &messages.Delivered{Destination: d.cfg.Name, Sequence: in.Sequence, EventType: v.EventType(), Replay: again}
 	now, latency := time.Now(), latencySeconds.WithLabelValues(d.cfg.Name)
 	for i, p := range pulls {
 		if p == nil {
 			continue
 		}
 		fact.Pulls = append(fact.Pulls, p)
-		if created := origins[i].GetCreated(); created > 0 && p.Confirmed > 0 {
+		// What is there again says nothing of how long things take.
+		if created := origins[i].GetCreated(); created > 0 && p.Confirmed > 0 && again == "" && v.Replay() == "" {
 			latency.Observe(now.Sub(time.Unix(0, created)).Seconds())
 		}
 	}
 	out.Fact(&messages.Fact{Kind: &messages.Fact_Delivered{Delivered: fact}})
+	if d.settled != nil {
+		d.settled(in.Sequence, sum)
+	}
 	return nil
 }
 
-func (d *Deliver) quarantine(in *topology.In[messages.View], origin *messages.Origin, record uint64, doc []byte, r *rejection) *messages.Quarantine {
+func (d *Deliver) quarantine(in *topology.In[messages.View], origin *messages.Origin, s *scratch, i int, doc []byte, r *rejection) *messages.Quarantine {
+	id := in.Value.ID(i)
 	return &messages.Quarantine{
 		Stage: string(topology.Deliver), Source: in.Value.Source(), Code: fault.CodeOf(r.err), Reason: r.err.Error(),
-		Origin: origin, Record: record, Records: 1, Offset: -1, Length: -1,
+		Origin: origin, Record: s.columns.Records[i], Records: 1, Offset: -1, Length: -1,
 		Payload: append([]byte(nil), doc...), Holds: messages.Quarantine_HOLDS_EVENT,
 		Attempts: uint32(r.attempts),
 		Subject:  in.Subject, Format: in.Value.Format(), Destination: d.cfg.Name,
+		EventId: id[:], EventType: in.Value.EventType(), EventTime: s.columns.Times[i], Account: s.account(i), Region: s.region(i),
 	}
 }
 

@@ -52,15 +52,8 @@ func (l *EventLog) Only(types []string) (sinks.EventLog, error) {
 	if len(l.types) == 0 {
 		return newEventLog(l.lens, l.bus, types), nil
 	}
-	var both []string
-	for _, a := range l.types {
-		for _, b := range types {
-			if t, ok := condition.Both(a, b); ok {
-				both = append(both, t)
-			}
-		}
-	}
-	if len(both) == 0 {
+	both, ok := condition.Narrow(l.types, types)
+	if !ok {
 		return nil, sinks.ErrNoTypes.New(nil, "read %s of destination %s, which has %s", strings.Join(types, ", "), l.lens.destination, strings.Join(l.types, ", "))
 	}
 	return newEventLog(l.lens, l.bus, both), nil

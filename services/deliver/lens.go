@@ -13,18 +13,38 @@ import (
 // concurrently.
 type lens struct {
 	destination string
+	types       condition.Types      // what of what is sent to it alone it takes
 	where       *condition.Condition // nil: all
 	masks       masks
+	// replay is the job for which the log is read once more, "" for the first time.
+	replay string
 }
 
 func newLens(cfg Destination) (lens, error) {
 	l := lens{destination: cfg.Name, masks: newMasks(cfg.Mask)}
-	if cfg.Where == "" {
-		return l, nil
-	}
 	var err error
+	if l.types, err = condition.ParseTypes(cfg.Types); err != nil || cfg.Where == "" {
+		return l, err
+	}
 	l.where, err = condition.Compile(cfg.Where)
 	return l, err
+}
+
+// again is the job for which events are delivered once more, "" when it is the first time.
+func (l *lens) again(v *messages.View) string {
+	if l.replay != "" {
+		return l.replay
+	}
+	if r := messages.ParseReplay(v.Replay()); r.Destination != "" {
+		return r.Job
+	}
+	return ""
+}
+
+// others tells whether a frame is of a type that the destination does not have. Only what
+// is sent to it alone can be.
+func (l *lens) others(v *messages.View) bool {
+	return messages.ParseReplay(v.Replay()).Destination != "" && !l.types.Has(v.EventType())
 }
 
 // leftOut says for each event of a frame whether the expression leaves it out; nil
@@ -32,10 +52,17 @@ func newLens(cfg Destination) (lens, error) {
 // lost by a mistake in an expression. s holds the columns, and the documents when the
 // expression needs them.
 func (l *lens) leftOut(v *messages.View, s *scratch) []bool {
-	if l.where == nil {
+	others := l.others(v)
+	if l.where == nil && !others {
 		return nil
 	}
 	out := make([]bool, v.Len())
+	if others {
+		for i := range out {
+			out[i] = true
+		}
+		return out
+	}
 	failed, at := 0, 0
 	e := condition.Event{Type: v.EventType(), Source: v.Source()}
 	for i := range out {
@@ -65,7 +92,10 @@ func (l *lens) leftOut(v *messages.View, s *scratch) []bool {
 // on, until it returns false. s holds the columns and the documents. f keeps nothing
 // of the event. For one that a mask does not understand it is called with nil.
 func (l *lens) each(v *messages.View, s *scratch, out []bool, from int, f func(i int, e *sinks.Event) bool) {
-	e := sinks.Event{Type: v.EventType(), Source: v.Source(), Format: v.Format()}
+	e := sinks.Event{Type: v.EventType(), Source: v.Source(), Format: v.Format(), Replay: l.replay}
+	if e.Replay == "" {
+		e.Replay = messages.ParseReplay(v.Replay()).Job
+	}
 	at, replaced := 0, 0
 	for i := range v.Len() {
 		start := at

@@ -17,6 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/deliver/sinks"
+	"github.com/penstock/penstock/services/internal/standing"
 )
 
 var (
@@ -72,27 +74,15 @@ type Opened struct {
 
 // States of a destination in a process.
 const (
-	Starting = "starting"
-	Running  = "running"
-	Paused   = "paused"
-	Failing  = "failing"
-	Stopping = "stopping"
+	Starting = standing.Starting
+	Running  = standing.Running
+	Paused   = standing.Paused
+	Failing  = standing.Failing
+	Stopping = standing.Stopping
 )
 
 // State is how a destination is in this process.
-type State struct {
-	Destination string `json:"destination"`
-	Type        string `json:"type"`
-	// State is starting, running, paused, failing or stopping. One that is being paused
-	// runs until what was in hand is finished or given back; stopping is one that is not
-	// wanted any more, until then.
-	State string    `json:"state"`
-	Since time.Time `json:"since"`
-	// Error is why it fails.
-	Error string `json:"error,omitempty"`
-	// Breaker is closed, open or stopped while it runs, else "".
-	Breaker string `json:"breaker,omitempty"`
-}
+type State = standing.State
 
 // Manager runs a set of destinations, each by itself: one that cannot be opened, or
 // panics, is tried again with growing pauses, and concerns no other. The set may
@@ -250,6 +240,18 @@ func (m *Manager) start(ctx context.Context) {
 	}
 }
 
+// Current is the configuration of a destination that this process has, and whether it is
+// paused; ok is false when it has it not, or not any more.
+func (m *Manager) Current(name string) (d Destination, paused, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.all[name]
+	if s == nil || !s.wanted || m.paused == nil {
+		return Destination{}, false, false
+	}
+	return s.cfg, s.paused, true
+}
+
 // Health is nil when every destination runs or is paused.
 func (m *Manager) Health() error {
 	var all []string
@@ -281,7 +283,9 @@ func (m *Manager) States() []State {
 	all := []State{}
 	for _, name := range slices.Sorted(maps.Keys(m.all)) {
 		s := m.all[name]
-		one := State{Destination: name, Type: s.cfg.Type, State: s.state, Since: s.since}
+		one := State{
+			Destination: name, Type: s.cfg.Type, Types: s.cfg.Types, Where: s.cfg.Where, Fetched: sinks.Fetched(s.cfg.Type), State: s.state, Since: s.since,
+		}
 		if !s.wanted {
 			one.State = Stopping
 		}

@@ -13,6 +13,9 @@ var (
 	eventsConfirmed = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "penstock_deliver_events_confirmed_total", Help: "Events that a destination has confirmed, of frames that are settled.",
 	}, []string{"destination"})
+	eventsReplayed = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "penstock_deliver_events_replayed_total", Help: "Events that a destination has confirmed which were sent to it once more: replays, and what was redriven or parsed again for it alone. They are not among those confirmed.",
+	}, []string{"destination"})
 	eventsFiltered = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "penstock_deliver_events_filtered_total", Help: "Events that the expression of a destination left out.",
 	}, []string{"destination"})
@@ -110,6 +113,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	defer g.mu.Unlock()
 	now, byName := time.Now(), map[string]reading{}
 	for d := range g.all {
+		if d.lens.replay != "" {
+			continue // what it has in hand is old, and its troubles concern no live event
+		}
 		r, sum := d.read(now), byName[d.cfg.Name]
 		byName[d.cfg.Name] = reading{max(r.oldest, sum.oldest), r.inHand + sum.inHand, r.inFlight + sum.inFlight, r.concurrency + sum.concurrency, max(r.state, sum.state)}
 	}

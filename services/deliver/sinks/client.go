@@ -21,6 +21,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/net/http/httpguts"
+	"golang.org/x/net/http/httpproxy"
 
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
@@ -164,6 +165,7 @@ func newHTTPClient(destination string, cfg HTTPClient, auth HTTPAuth) (*httpClie
 	if !auth.BearerToken.IsZero() {
 		c.authorise("Bearer", auth.BearerToken.Reveal())
 	}
+	c.hideProxies()
 	if auth.Username != "" {
 		c.authorise("Basic", base64.StdEncoding.EncodeToString([]byte(auth.Username+":"+auth.Password.Reveal())))
 		c.hide(auth.Password.Reveal())
@@ -189,6 +191,19 @@ func (c *httpClient) hideQuery(u *url.URL) {
 		c.hide(values...)
 	}
 	c.hide(u.RawQuery)
+}
+
+// hideProxies keeps out of errors who we are to the proxies of the environment.
+func (c *httpClient) hideProxies() {
+	proxies := httpproxy.FromEnvironment()
+	for _, address := range []string{proxies.HTTPProxy, proxies.HTTPSProxy} {
+		u, err := url.Parse(address)
+		if err != nil || u.User == nil {
+			continue
+		}
+		password, _ := u.User.Password()
+		c.hide(password, base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password)))
+	}
 }
 
 func (c *httpClient) close() { c.transport.CloseIdleConnections() }
@@ -271,8 +286,20 @@ func key(b Batch) string {
 	for i := range b.items {
 		h.Write(b.items[i].ID[:])
 	}
+	h.Write([]byte(b.replay))
 	var sum [sha256.Size]byte
 	return hex.EncodeToString(h.Sum(sum[:0])[:16])
+}
+
+// headerReplay names the replay that a request belongs to.
+const headerReplay = "Penstock-Replay"
+
+// replayed adds the header of a replay to those of a request.
+func replayed(h http.Header, b Batch) http.Header {
+	if b.replay != "" {
+		h.Set(headerReplay, b.replay)
+	}
+	return h
 }
 
 // doing says what a call does, for errors.

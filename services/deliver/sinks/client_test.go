@@ -1,11 +1,13 @@
 package sinks
 
 import (
+	"encoding/base64"
 	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
@@ -51,5 +53,18 @@ func TestSecretsWithOneBeginning(t *testing.T) {
 	must(t, err)
 	if got := c.sanitise("no: s3cr3t-and-more, s3cr3t"); got != "no: [redacted], [redacted]" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// Who we are to a proxy is in no error, whatever the proxy says back.
+func TestProxyPasswordsAreHidden(t *testing.T) {
+	t.Setenv("HTTPS_PROXY", "http://u:CANARY@127.0.0.1:1")
+	c, err := newHTTPClient("d", HTTPClient{Timeout: time.Second}, HTTPAuth{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := "you are " + base64.StdEncoding.EncodeToString([]byte("u:CANARY")) + " with CANARY"
+	if got := c.sanitise(said); got != "you are [redacted] with [redacted]" {
+		t.Error(got)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,7 +21,13 @@ import (
 	"github.com/penstock/penstock/messages/fault"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue { // tests that are parallel wait for servers
+		_ = f.Value.Set("8")
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // world is a sink with a far side whose troubles can be switched on. A trouble is
 // nil where the kind cannot have it.
@@ -146,21 +153,26 @@ func TestConformance(t *testing.T) {
 			t.Errorf("sink %q has no harness: add one to harnesses", kind)
 			continue
 		}
-		for _, c := range cases {
-			t.Run(kind+"/"+c.name, func(t *testing.T) {
-				before := goleak.IgnoreCurrent()
-				w := open(t)
-				if err := w.sink.Limits().Validate(); err != nil {
-					t.Errorf("limits: %v", err)
+		t.Run(kind, func(t *testing.T) {
+			before := goleak.IgnoreCurrent()
+			t.Run("cases", func(t *testing.T) { // they wait more than they compute
+				for _, c := range cases {
+					t.Run(c.name, func(t *testing.T) {
+						t.Parallel()
+						w := open(t)
+						if err := w.sink.Limits().Validate(); err != nil {
+							t.Errorf("limits: %v", err)
+						}
+						c.run(t, w, watched{w.sink, t, w})
+						if err := w.sink.Close(); err != nil {
+							t.Errorf("close: %v", err)
+						}
+						w.done()
+					})
 				}
-				c.run(t, w, watched{w.sink, t, w})
-				if err := w.sink.Close(); err != nil {
-					t.Errorf("close: %v", err)
-				}
-				w.done()
-				goleak.VerifyNone(t, before)
 			})
-		}
+			goleak.VerifyNone(t, before)
+		})
 	}
 }
 

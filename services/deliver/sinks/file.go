@@ -106,6 +106,8 @@ type fileSink struct {
 	zippers sync.WaitGroup
 	zipping sync.Mutex
 
+	users int // guarded by openFiles
+
 	mu    sync.Mutex
 	file  handle // nil while closed
 	info  fs.FileInfo
@@ -123,11 +125,37 @@ func openFile(_ context.Context, cfg FileConfig, deps Deps) (Sink, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &fileSink{
-		cfg: cfg, name: deps.Destination, log: log, stop: make(chan struct{}),
+	s := &fileSink{
+		cfg: cfg, name: deps.Destination, log: log, stop: make(chan struct{}), users: 1,
 		path: strings.ReplaceAll(cfg.Path, "{destination}", deps.Destination),
 		wrap: func(h handle) handle { return h },
-	}, nil
+	}
+	openFiles.Lock()
+	defer openFiles.Unlock()
+	if open := openFiles.byName[s.name]; deps.Replay != "" && open != nil && open.cfg == cfg {
+		open.users++
+		return open, nil
+	}
+	openFiles.byName[s.name] = s
+	return s, nil
+}
+
+// openFiles are the sinks by the names of their destinations: a file has one writer, so
+// that a replay has to share that of the live events.
+var openFiles = struct {
+	sync.Mutex
+	byName map[string]*fileSink
+}{byName: map[string]*fileSink{}}
+
+// leave gives up one use, and tells whether it was the last.
+func (s *fileSink) leave() bool {
+	openFiles.Lock()
+	defer openFiles.Unlock()
+	s.users--
+	if s.users == 0 && openFiles.byName[s.name] == s {
+		delete(openFiles.byName, s.name)
+	}
+	return s.users == 0
 }
 
 func (s *fileSink) Limits() Limits { return s.cfg.Batch }
@@ -440,6 +468,9 @@ func (u *untilClosed) Read(p []byte) (int, error) {
 // Close releases the file. Compression that is under way is given up; the next
 // run does it.
 func (s *fileSink) Close() error {
+	if !s.leave() {
+		return nil
+	}
 	s.mu.Lock()
 	s.shut = true
 	if s.file != nil {

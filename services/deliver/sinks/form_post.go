@@ -175,10 +175,10 @@ func (s *formPost) Deliver(ctx context.Context, b Batch) Result {
 	id := key(b)
 	limit := formBoundary(id, b.Bytes())
 	s.write(form, limit, b.Bytes())
-	r := call{method: http.MethodPost, url: s.url, body: form.Bytes(), header: http.Header{
+	r := call{method: http.MethodPost, url: s.url, body: form.Bytes(), header: replayed(http.Header{
 		"Content-Type":    {"multipart/form-data; boundary=" + limit},
 		"Idempotency-Key": {id},
-	}}
+	}, b)}
 	a, res, ok := s.do(ctx, r)
 	if !ok {
 		return res

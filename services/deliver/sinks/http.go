@@ -88,7 +88,7 @@ func (s *httpSink) Close() error {
 
 // Deliver sends one request.
 func (s *httpSink) Deliver(ctx context.Context, b Batch) Result {
-	r := call{method: s.cfg.Method, url: s.url, body: b.Bytes(), header: http.Header{"Idempotency-Key": {key(b)}}}
+	r := call{method: s.cfg.Method, url: s.url, body: b.Bytes(), header: replayed(http.Header{"Idempotency-Key": {key(b)}}, b)}
 	a, res, ok := s.do(ctx, r)
 	if !ok {
 		return res

@@ -249,6 +249,7 @@ const (
 	natsAccount
 	natsRegion
 	natsTime
+	natsReplay
 	natsFields
 )
 
@@ -275,6 +276,8 @@ func (s *natsSink) Append(dst []byte, e *Event) []byte {
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(at)))
 	dst = append(dst, at...)
+	dst = binary.AppendUvarint(dst, uint64(len(e.Replay)))
+	dst = append(dst, e.Replay...)
 	dst = s.cfg.Format.appendLine(dst, e)
 	return dst[:len(dst)-1] // without the line break
 }
@@ -321,9 +324,13 @@ func (s *natsSink) message(id messages.ID, item []byte) *nats.Msg {
 		item = item[size+int(n):]
 	}
 	text := id.String()
-	values := [...]string{text, text, fields[natsType], fields[natsSource], fields[natsAccount], fields[natsRegion], fields[natsTime]}
+	once := text
+	if fields[natsReplay] != "" {
+		once += "@" + fields[natsReplay] // the server is not to take it for a repetition
+	}
+	values := [...]string{once, text, fields[natsType], fields[natsSource], fields[natsAccount], fields[natsRegion], fields[natsTime], fields[natsReplay]}
 	header := make(nats.Header, len(values))
-	for i, name := range [...]string{nats.MsgIdHdr, "Penstock-Id", "Penstock-Type", "Penstock-Source", "Penstock-Account", "Penstock-Region", "Penstock-Time"} {
+	for i, name := range [...]string{nats.MsgIdHdr, "Penstock-Id", "Penstock-Type", "Penstock-Source", "Penstock-Account", "Penstock-Region", "Penstock-Time", headerReplay} {
 		if values[i] != "" {
 			header[name] = values[i : i+1 : i+1]
 		}

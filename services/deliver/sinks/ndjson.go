@@ -23,7 +23,7 @@ const (
 func (Format) Values() []string { return []string{string(Envelope), string(Document)} }
 
 // appendLine writes one event as one line of JSON. In an envelope, what is not
-// known is "", and null for time. The bytes of the document stay as they are,
+// known is "", and null for time; what is sent once more has a member replay. The bytes of the document stay as they are,
 // but that one of several lines is put on one.
 func (f Format) appendLine(dst []byte, e *Event) []byte {
 	if f == Document {
@@ -53,8 +53,17 @@ func appendEnvelope(dst []byte, e *Event, typeKey string) []byte {
 	dst = document.AppendQuoted(dst, e.Account)
 	dst = append(dst, `,"region":`...)
 	dst = document.AppendQuoted(dst, e.Region)
+	dst = appendReplay(dst, e)
 	dst = append(dst, `,"event":`...)
 	return append(appendDoc(dst, e.Doc), '}')
+}
+
+// appendReplay writes the member replay of an event that is sent once more.
+func appendReplay(dst []byte, e *Event) []byte {
+	if e.Replay == "" {
+		return dst
+	}
+	return document.AppendQuoted(append(dst, `,"replay":`...), e.Replay)
 }
 
 func appendDoc(dst, doc []byte) []byte {

@@ -343,6 +343,7 @@ func (s *openSearch) appendSource(dst []byte, e *Event, at time.Time) []byte {
 	dst = append(dst, `,"penstock":{`...)
 	dst = append(dst, `"source":`...)
 	dst = document.AppendQuoted(dst, e.Source)
+	dst = appendReplay(dst, e)
 	doc := document.Trim(e.Doc)
 	switch {
 	case s.cfg.Document == DocumentString || document.KindOf(doc) != document.Object:

@@ -311,6 +311,9 @@ func (s *otlpSink) Append(dst []byte, e *Event) []byte {
 	if e.Region != "" {
 		dst = pbAttribute(dst, 6, "cloud.region", e.Region)
 	}
+	if e.Replay != "" {
+		dst = pbAttribute(dst, 6, "penstock.replay", e.Replay)
+	}
 	dst = protowire.AppendTag(dst, 11, protowire.Fixed64Type)
 	dst = protowire.AppendFixed64(dst, uint64(s.now().UnixNano()))
 	return pbEnd(dst, record)

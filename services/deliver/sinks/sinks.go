@@ -75,6 +75,9 @@ type Deps struct {
 	Events EventLog
 	// Drain is how long Run may go on with what it has in hand after ctx ended.
 	Drain time.Duration
+	// Replay is the job for which the destination is opened a second time, "" for live
+	// events.
+	Replay string
 	// Tags returns how the events of a source are tagged for Devo. Nil: as a source
 	// that says nothing.
 	Tags func(source string) *tag.Resolver
@@ -151,6 +154,8 @@ type Event struct {
 	Account, Region string
 	// Time in Unix ns, 0 when unknown.
 	Time int64
+	// Replay is the job that has the event sent once more, "" for the first time.
+	Replay string
 	// Doc is one JSON value, perhaps over several lines.
 	Doc []byte
 }
@@ -166,6 +171,7 @@ type Batch struct {
 	data    []byte
 	items   []Item
 	release func()
+	replay  string
 }
 
 // NewBatch makes a batch of items that lie side by side in data.
@@ -176,6 +182,16 @@ func (b Batch) Releasing(f func()) Batch {
 	b.release = f
 	return b
 }
+
+// Replaying is the batch of a replay: all its events are sent once more.
+func (b Batch) Replaying(job string) Batch {
+	b.replay = job
+	return b
+}
+
+// Replay is the job that has all of the batch sent once more, "" for live events. What a
+// receiver knows a repetition by has to differ then: it is meant.
+func (b Batch) Replay() string { return b.replay }
 
 // Release tells that the sink has taken the bytes over and holds the batch until more
 // have come: it is not counted against concurrency and max_in_hand any more, and

@@ -365,6 +365,7 @@ func (s *splunkHEC) Append(dst []byte, e *Event) []byte {
 	dst = appendHECField(dst, `,"penstock_type":`, e.Type)
 	dst = appendHECField(dst, `,"penstock_account":`, e.Account)
 	dst = appendHECField(dst, `,"penstock_region":`, e.Region)
+	dst = appendHECField(dst, `,"penstock_replay":`, e.Replay)
 	dst = append(dst, `},"event":`...)
 	return append(appendDoc(dst, e.Doc), "}\n"...)
 }

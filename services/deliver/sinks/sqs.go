@@ -325,9 +325,10 @@ func (s *sqsSink) size(m *sqsMessage) int {
 
 // sqsRun is one call of Deliver.
 type sqsRun struct {
-	s    *sqsSink
-	mu   sync.Mutex
-	each []*Result
+	s      *sqsSink
+	replay string
+	mu     sync.Mutex
+	each   []*Result
 	// broken is set when a call has failed as a whole: no more are made.
 	broken *Result
 	// behind holds the groups of which an event was not taken.
@@ -339,7 +340,7 @@ func (s *sqsSink) Deliver(ctx context.Context, b Batch) Result {
 	if ctx.Err() != nil {
 		return s.judge(context.Cause(ctx))
 	}
-	run := &sqsRun{s: s, each: make([]*Result, b.Len()), behind: map[string]*Result{}}
+	run := &sqsRun{s: s, replay: b.Replay(), each: make([]*Result, b.Len()), behind: map[string]*Result{}}
 	room := make(chan struct{}, s.cfg.Calls)
 	if s.cfg.fifo() {
 		room = make(chan struct{}, 1)
@@ -415,6 +416,14 @@ func (r *sqsRun) held(call []sqsMessage) []sqsMessage {
 	return rest
 }
 
+// once is what the queue knows a repetition of the message by.
+func (r *sqsRun) once(m *sqsMessage) string {
+	if r.replay != "" {
+		return m.id.String() + "-" + r.replay
+	}
+	return m.id.String()
+}
+
 // send makes one call.
 func (r *sqsRun) send(ctx context.Context, call []sqsMessage) {
 	if call = r.held(call); len(call) == 0 {
@@ -426,7 +435,7 @@ func (r *sqsRun) send(ctx context.Context, call []sqsMessage) {
 		m := &call[i]
 		entry := types.SendMessageBatchRequestEntry{Id: aws.String(strconv.Itoa(i)), MessageBody: &m.body, MessageAttributes: s.attributes(m)}
 		if s.cfg.fifo() {
-			entry.MessageGroupId, entry.MessageDeduplicationId = &m.group, aws.String(m.id.String())
+			entry.MessageGroupId, entry.MessageDeduplicationId = &m.group, aws.String(r.once(m))
 		}
 		in.Entries = append(in.Entries, entry)
 	}

@@ -359,6 +359,9 @@ func (s *syslogSink) Append(dst []byte, e *Event) []byte {
 		dst = appendParam(dst, "source", e.Source)
 		dst = appendParam(dst, "account", e.Account)
 		dst = appendParam(dst, "region", e.Region)
+		if e.Replay != "" {
+			dst = appendParam(dst, "replay", e.Replay)
+		}
 		dst = append(dst, "] "...)
 		if s.cfg.BOM {
 			dst = append(dst, "\xef\xbb\xbf"...)

@@ -26,6 +26,10 @@ import (
 	"github.com/penstock/penstock/topology"
 )
 
+// Fetched tells whether others fetch events from destinations of a kind, at places of
+// their own, so that nothing can be sent to one again.
+func Fetched(kind string) bool { return kind == "webhook_pull" }
+
 func init() {
 	define("webhook_pull", "Serves events over HTTP to those who fetch them, each at its own pace, from the event log.",
 		defaultWebhookPull, openWebhookPull)

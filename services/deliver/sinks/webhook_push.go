@@ -166,6 +166,7 @@ func (s *webhookPush) Append(dst []byte, e *Event) []byte {
 	dst = document.AppendQuoted(dst, e.Account)
 	dst = append(dst, `,"region":`...)
 	dst = document.AppendQuoted(dst, e.Region)
+	dst = appendReplay(dst, e)
 	dst = append(dst, `,"data":`...)
 	return append(appendDoc(dst, e.Doc), '}')
 }
@@ -182,6 +183,9 @@ func (s *webhookPush) Deliver(ctx context.Context, b Batch) Result {
 	}
 	r := call{method: http.MethodPost, url: s.url, body: b.Bytes()}
 	id := b.ID(0).String()
+	if b.Replay() != "" {
+		id += "_" + b.Replay() // as an id of its own it is not taken for a repetition
+	}
 	if !s.cfg.OnePerRequest {
 		id = key(b)
 		array := webhookArrays.Get().(*bytes.Buffer)
@@ -192,7 +196,7 @@ func (s *webhookPush) Deliver(ctx context.Context, b Batch) Result {
 		array.WriteByte(']')
 		r.body = array.Bytes()
 	}
-	r.header = s.signed(id, time.Now(), r.body)
+	r.header = replayed(s.signed(id, time.Now(), r.body), b)
 	a, res, ok := s.do(ctx, r)
 	if !ok {
 		return res
