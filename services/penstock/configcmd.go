@@ -38,7 +38,7 @@ func configArg(args []string) string {
 func newConfigCheck() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "check [FILE]", Args: atMost(1),
+		Use: "check [FILE]", Args: atMostOne,
 		Short:   "Check a configuration file and report every problem at once; exit code 2 when there is one",
 		Example: "  penstock config check penstock.yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -70,8 +70,9 @@ func newConfigCheck() *cobra.Command {
 
 func newConfigShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show [FILE]", Args: atMost(1),
-		Short: "Print the configuration with all defaults filled in and all secrets hidden",
+		Use: "show [FILE]", Args: atMostOne,
+		Short:   "Print the configuration with all defaults filled in and all secrets hidden",
+		Example: "  penstock config show penstock.yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := loadFile(configArg(args))
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/penstock/penstock/services/console"
 	"github.com/penstock/penstock/services/dedupe"
 	"github.com/penstock/penstock/services/deliver"
 	"github.com/penstock/penstock/services/fetch"
@@ -16,6 +17,7 @@ import (
 	"github.com/penstock/penstock/services/internal/config"
 	"github.com/penstock/penstock/services/internal/tag"
 	"github.com/penstock/penstock/services/internal/telemetry"
+	"github.com/penstock/penstock/services/operate/freshness"
 	"github.com/penstock/penstock/services/parse"
 	"github.com/penstock/penstock/services/parse/formats"
 	"github.com/penstock/penstock/services/route"
@@ -39,6 +41,11 @@ type File struct {
 	Routes []route.Rule `yaml:"routes"`
 	// Destinations are what events are delivered to, each at its own pace.
 	Destinations []deliver.Destination `yaml:"destinations"`
+	// Ledger keeps the books of every object and message, where an operator's process
+	// runs: in penstock run without a stage, and in penstock console.
+	Ledger Ledger `yaml:"ledger"`
+	// Console is the pages in which people watch the pipeline and operate it.
+	Console console.Config `yaml:"console"`
 	// Telemetry is how penstock itself is watched.
 	Telemetry telemetry.Config `yaml:"telemetry"`
 }
@@ -47,8 +54,12 @@ type File struct {
 type Bus struct {
 	// URL of NATS servers, separated by commas. Empty: a server inside this process.
 	URL string `yaml:"url"`
-	// User of the NATS servers.
+	// User of the NATS servers. The name of a role of penstock topology users decides
+	// on which subjects answers come; give it with a certificate, too.
 	User string `yaml:"user"`
+	// InboxPrefix is what the subjects of answers begin with, for users of other names
+	// who may not subscribe to _INBOX.
+	InboxPrefix string `yaml:"inbox_prefix"`
 	// Password of the user.
 	Password config.Secret `yaml:"password"`
 	// Token of the NATS servers, instead of user and password.
@@ -107,13 +118,14 @@ func (b Bus) Validate() error {
 	p.Need(b.GiveUpAfter >= time.Minute, "give_up_after", "use 1m or more")
 	p.Need(b.DrainTimeout > 0, "drain_timeout", "use a positive duration, e.g. 10s")
 	p.Need(b.SyncInterval >= 0, "sync_interval", "use 0s for always, or a positive duration")
+	p.Need(!strings.ContainsAny(b.InboxPrefix, " *>") && !strings.HasSuffix(b.InboxPrefix, "."), "inbox_prefix", "use a subject without wildcards, e.g. _INBOX_mine")
 	p.Need((b.CertFile == "") == (b.KeyFile == ""), "key_file", "set cert_file and key_file together")
 	known := map[string]bool{}
 	for _, s := range topology.Flow {
 		known[s.Name] = true
 	}
 	for name, keep := range b.Keep {
-		p.Need(known[name], "keep."+name, "use the name of a stream: NOTICES, RECORDS, PARSED, UNIQUE, EVENTS, SEEN, QUARANTINE or LEDGER")
+		p.Need(known[name], "keep."+name, "use the name of a stream: NOTICES, RECORDS, PARSED, UNIQUE, EVENTS, SEEN, QUARANTINE, LEDGER or AUDIT")
 		p.Need(keep > 0, "keep."+name, "use a positive duration, e.g. 72h")
 	}
 	return p.Err()
@@ -138,6 +150,9 @@ type Source struct {
 	// Format of the records: a name, or a mapping with type and options. auto finds
 	// it by the object's key and its first bytes.
 	Format formats.Setting `yaml:"format"`
+	// Silence is for how long the source may bring nothing before that is an alarm: a
+	// duration, e.g. 45m, off, or auto, which learns it from its usual gaps.
+	Silence string `yaml:"silence"`
 	// Tag names the tables that the events land in.
 	Tag tag.Config `yaml:",inline"`
 	// Options are the keys of the kind.
@@ -148,7 +163,7 @@ type Source struct {
 func (Source) Kinds() config.Kinds { return sources.Catalog }
 
 // SetDefaults implements config.Defaulter.
-func (s *Source) SetDefaults() { s.Format.Type = formats.Auto }
+func (s *Source) SetDefaults() { s.Format.Type, s.Silence = formats.Auto, freshness.Auto }
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
@@ -156,6 +171,7 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 func (s Source) Validate() error {
 	var p config.Problems
 	p.Need(nameForm.MatchString(s.Name), "name", "use 1 to 64 letters, digits, - and _")
+	p.Need(freshness.IsSetting(s.Silence), "silence", "use auto, off, or a duration of 1s or more, e.g. 45m")
 	for name, m := range s.Tag.EventTypeProcessorMapping {
 		p.Need(m.Format == "" || formats.Known(m.Format), "event_type_processor_mapping."+name+".format", "use one of: "+strings.Join(formats.Names(), ", "))
 	}
@@ -193,13 +209,41 @@ func (f File) Validate() error {
 	return p.Err()
 }
 
+// Ledger configures the books.
+type Ledger struct {
+	// Store is the folder of the database. Empty: ledger in bus.store.
+	Store string `yaml:"store"`
+	// Keep is how long the books know a pull after the last that was heard of it. Unit:
+	// duration.
+	Keep time.Duration `yaml:"keep"`
+	// Disk bounds the database; the oldest pulls go first. Unit: bytes, at least 16 MiB.
+	Disk config.Bytes `yaml:"disk"`
+}
+
+// Validate reports every problem, each with the key to change.
+func (l Ledger) Validate() error {
+	var p config.Problems
+	p.Need(l.Keep >= time.Hour, "keep", "use 1h or more, e.g. 2160h")
+	p.Need(l.Disk >= 16*config.MiB, "disk", "use 16 MiB or more")
+	return p.Err()
+}
+
+// ledgerFolder is the folder of the database.
+func (f File) ledgerFolder() string {
+	if f.Ledger.Store != "" {
+		return f.Ledger.Store
+	}
+	return filepath.Join(f.Bus.Store, "ledger")
+}
+
 func defaults() File {
 	return File{
 		Bus: Bus{
 			Store: "penstock-data", Listen: "127.0.0.1:0", Disk: 16 * config.GiB, Replicas: 1,
 			PublishWindow: 8 * config.MiB, AckWait: 30 * time.Second, GiveUpAfter: 6 * time.Hour, DrainTimeout: 10 * time.Second,
 		},
-		Fetch: fetch.Defaults(), Parse: parse.Defaults(), Dedupe: dedupe.Defaults(), Telemetry: telemetry.Defaults(),
+		Fetch: fetch.Defaults(), Parse: parse.Defaults(), Dedupe: dedupe.Defaults(), Console: console.Defaults(), Telemetry: telemetry.Defaults(),
+		Ledger: Ledger{Keep: 90 * 24 * time.Hour, Disk: config.GiB},
 	}
 }
 
@@ -210,6 +254,8 @@ func loadFile(path string) (File, error) {
 	if _, err := os.Stat(path); err != nil {
 		return f, usageError{fmt.Errorf("configuration file %s: %w; write one with: penstock config init > %s", path, err, filepath.Base(path))}
 	}
-	err := config.Load(path, &f, os.LookupEnv)
-	return f, err
+	if err := config.Load(path, &f, os.LookupEnv); err != nil {
+		return f, err
+	}
+	return f, f.Bus.fromEnvironment(os.LookupEnv)
 }

@@ -41,6 +41,11 @@ func (f *consumerFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.destination, "destination", "d", "", "name of the destination; with --config only needed when several are of kind webhook_pull")
 }
 
+// audit writes down what is about to be done to a consumer.
+func (f *consumerFlags) audit(ctx context.Context, bus *topology.Bus, action, what string) error {
+	return bus.WriteAudit(ctx, topology.Deed{By: operator(), Via: "command", Action: action, What: f.destination + ": " + what, Count: 1})
+}
+
 // open finds the bus and the destination. Options are nil where no configuration
 // tells them.
 func (f *consumerFlags) open(ctx context.Context) (*topology.Bus, *sinks.Consumers, *sinks.WebhookPullConfig, error) {
@@ -118,6 +123,9 @@ on where the old one was.`,
 			}
 			defer bus.Close()
 			if err := flags.known(options, streams); err != nil {
+				return err
+			}
+			if err := flags.audit(cmd.Context(), bus, "consumer.add", args[0]); err != nil {
 				return err
 			}
 			key, err := consumers.Add(cmd.Context(), args[0], streams, until)
@@ -335,6 +343,7 @@ func printConsumers(cmd *cobra.Command, states []consumerState, count bool) erro
 
 func newConsumersRevoke() *cobra.Command {
 	var flags consumerFlags
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "revoke NAME", Args: exactly(1),
 		Short: "Make the key of a consumer worthless, in all processes within seconds",
@@ -348,21 +357,28 @@ that goes on there.`,
 				return err
 			}
 			defer bus.Close()
+			if err := flags.audit(cmd.Context(), bus, "consumer.revoke", args[0]); err != nil {
+				return err
+			}
 			if err := consumers.Revoke(cmd.Context(), args[0]); err != nil {
 				return err
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), map[string]string{"destination": flags.destination, "name": args[0], "state": "revoked"})
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "the key of %s is revoked\n", args[0])
 			return err
 		},
 	}
 	flags.add(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
 func newConsumersRewind() *cobra.Command {
 	var flags consumerFlags
 	var streams []string
-	to := ""
+	to, asJSON := "", false
 	cmd := &cobra.Command{
 		Use: "rewind NAME --to TIME|CURSOR", Args: exactly(1),
 		Short: "Move the positions of a consumer, back or ahead",
@@ -397,17 +413,32 @@ with 409.`,
 			if len(streams) == 0 {
 				return usageError{fmt.Errorf("%s has not fetched anything yet: name the stream with --stream", args[0])}
 			}
+			type movedTo struct {
+				Stream string `json:"stream"`
+				Place  string `json:"place"`
+			}
+			moved := []movedTo{}
 			for _, stream := range streams {
 				place, err := placeOf(cmd.Context(), bus.History(topology.Events, all[i].Positions[stream].Subjects), to, time.Now())
 				if err != nil {
 					return err
 				}
+				if err := flags.audit(cmd.Context(), bus, "consumer.rewind", fmt.Sprintf("%s to %s in stream %s", args[0], place, stream)); err != nil {
+					return err
+				}
 				if err := consumers.Rewind(cmd.Context(), args[0], stream, place); err != nil {
 					return err
+				}
+				moved = append(moved, movedTo{stream, place.String()})
+				if asJSON {
+					continue
 				}
 				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s goes on at %s in stream %s\n", args[0], place, stream); err != nil {
 					return err
 				}
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), moved)
 			}
 			return nil
 		},
@@ -415,6 +446,7 @@ with 409.`,
 	flags.add(cmd)
 	cmd.Flags().StringVar(&to, "to", "", "a time (2026-11-20T08:00:00Z), a duration back from now (2h), oldest, now, or a cursor")
 	cmd.Flags().StringSliceVar(&streams, "stream", nil, "only these streams; without it all that were fetched")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/penstock/penstock/services/console"
 	"github.com/penstock/penstock/services/deliver"
 	"github.com/penstock/penstock/services/deliver/sinks"
 	"github.com/penstock/penstock/services/demo/cloud"
@@ -108,6 +110,9 @@ func runDemo(ctx context.Context, out io.Writer, o demoOptions) (err error) {
 		return err
 	}
 	file.Telemetry.Output = log
+	if !o.once {
+		file.Console.Address = demoAddress(ctx, console.DefaultAddress)
+	}
 	tel, err := telemetry.Setup(ctx, file.Telemetry)
 	if err != nil {
 		return err
@@ -130,7 +135,10 @@ func runDemo(ctx context.Context, out io.Writer, o demoOptions) (err error) {
 
 	d := &demo{options: o, out: out, world: world, story: story, filled: filled, fold: ledger.New(), began: time.Now()}
 	if !o.json {
-		fmt.Fprintf(out, "the sources    %s\nevents go to   %s\nlog            %s\nhealth         http://%s/readyz and /metrics\nlook inside    penstock topology show --store %s\n\n",
+		if p.console != "" {
+			fmt.Fprintf(out, "the console    %s\n", p.console)
+		}
+		fmt.Fprintf(out, "the sources    %s\nevents go to   %s\nlog            %s\nhealth         http://%s/readyz and /metrics\nlook inside    penstock status --store %s\n\n",
 			world.URL(), eventsPath(o.dir), log.Name(), health.Addr(), file.Bus.Store)
 	}
 	// Everything is told to the ledger, and the demo only reads that.
@@ -151,6 +159,18 @@ func runDemo(ctx context.Context, out io.Writer, o demoOptions) (err error) {
 }
 
 const demoKey = "demo"
+
+// demoAddress is the address, or when somebody has it, a free one of its host.
+func demoAddress(ctx context.Context, address string) string {
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		host, _, _ := net.SplitHostPort(address)
+		return net.JoinHostPort(host, "0")
+	}
+	_ = l.Close()
+	return address
+}
 
 func eventsPath(dir string) string { return filepath.Join(dir, "events.ndjson") }
 
@@ -268,9 +288,7 @@ func (d *demo) feed(ctx context.Context) {
 		return
 	}
 	// More of the same until somebody stops it: a small object or two a second.
-	more := feed.CloudTrail(feed.Options{
-		Seed: d.options.seed + 1, Objects: 1 << 20, RecordsPerObject: feed.Sizes(200, 20, 1000, 5), DuplicateShare: 0.03, Bucket: d.story.Bucket,
-	})
+	more := moreOf(d.options.seed, 1<<20)
 	if err := d.world.Notify(d.story.Bucket, cloud.Notification{Queue: d.story.Queue}); err != nil {
 		fail(err)
 		return

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/penstock/penstock/services/fetch"
+	"github.com/penstock/penstock/services/ingest"
 	"github.com/penstock/penstock/services/ingest/sources"
 	"github.com/penstock/penstock/services/internal/awsclient"
 	"github.com/penstock/penstock/services/internal/tag"
@@ -32,6 +33,20 @@ func (p *pipeline) fetchDeps(log *slog.Logger) fetch.Deps {
 		}
 	}
 	return deps
+}
+
+// readers tells how operators can have sources read what is older than they are.
+func (p *pipeline) readers(all []sources.Source) []ingest.Reader {
+	readers := make([]ingest.Reader, len(all))
+	for i, s := range p.file.Sources {
+		readers[i].Source = all[i]
+		readers[i].Objects, _ = s.Options.(sources.ObjectReader)
+		readers[i].Skip = func(key string) string {
+			_, _, skip := s.Format.Choose(s.Format.Type, key, nil)
+			return skip
+		}
+	}
+	return readers
 }
 
 // tags tells how the events of each source are tagged for Devo.

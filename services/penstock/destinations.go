@@ -12,6 +12,7 @@ import (
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/services/deliver"
 	"github.com/penstock/penstock/services/deliver/sinks"
+	"github.com/penstock/penstock/services/internal/standing"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -41,25 +42,17 @@ func (p *pipeline) deliver(bus *topology.Bus, log *slog.Logger) []func(context.C
 			return nil
 		},
 		func(ctx context.Context) error {
-			return bus.Answer(ctx, destinationsQuestion, func() []byte {
-				data, _ := json.Marshal(answer{Process: p.instance, Destinations: m.States()}) // cannot fail
+			return bus.Answer(ctx, standing.Question, func() []byte {
+				data, _ := json.Marshal(standing.Answer{Process: p.instance, Destinations: m.States()}) // cannot fail
 				return data
 			})
 		},
+		func(ctx context.Context) error { return bus.RunJobs(ctx, p.replays(bus, m.Current, log)) },
 		func(ctx context.Context) error {
 			p.warnOfForgotten(ctx, bus, configured)
 			return nil
 		},
 	}
-}
-
-// destinationsQuestion asks every process that delivers how its destinations are.
-const destinationsQuestion = "destinations"
-
-// answer is what a process says to that.
-type answer struct {
-	Process      string          `json:"process"`
-	Destinations []deliver.State `json:"destinations"`
 }
 
 func paused(said map[string]topology.Control) map[string]bool {
@@ -83,13 +76,30 @@ func tellLedger(ctx context.Context, bus *topology.Bus, d *messages.Destination)
 	return out.Flush(ctx)
 }
 
-// open opens one destination.
-func (p *pipeline) open(ctx context.Context, c deliver.Destination, bus *topology.Bus, log *slog.Logger) (deliver.Opened, error) {
+// replays sends events once more to destinations that current knows.
+func (p *pipeline) replays(bus *topology.Bus, current func(string) (deliver.Destination, bool, bool), log *slog.Logger) topology.JobWorker {
+	return deliver.Replays(deliver.ReplayDeps{
+		Bus: bus, Current: current, Log: log,
+		Open: func(ctx context.Context, d deliver.Destination, job string) (sinks.Sink, error) {
+			return p.openSink(ctx, d, bus, log.With("destination", d.Name, "job", job), job)
+		},
+	})
+}
+
+// openSink opens the sink of a destination, once more for a replay.
+func (p *pipeline) openSink(ctx context.Context, c deliver.Destination, bus *topology.Bus, log *slog.Logger, job string) (sinks.Sink, error) {
 	events, err := deliver.NewEventLog(c, bus)
 	if err != nil {
-		return deliver.Opened{}, err
+		return nil, err
 	}
-	sink, err := sinks.Catalog.Open(ctx, c.Type, c.Options, sinks.Deps{Destination: c.Name, Log: log, Bus: bus, Events: events, Drain: c.DrainTimeout, Tags: p.tags()})
+	return sinks.Catalog.Open(ctx, c.Type, c.Options, sinks.Deps{
+		Destination: c.Name, Log: log, Bus: bus, Events: events, Drain: c.DrainTimeout, Tags: p.tags(), Replay: job,
+	})
+}
+
+// open opens one destination.
+func (p *pipeline) open(ctx context.Context, c deliver.Destination, bus *topology.Bus, log *slog.Logger) (deliver.Opened, error) {
+	sink, err := p.openSink(ctx, c, bus, log, "")
 	if err != nil {
 		return deliver.Opened{}, err
 	}

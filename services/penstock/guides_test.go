@@ -21,13 +21,17 @@ func TestGuides(t *testing.T) {
 		}
 		for n, block := range strings.Split(string(text), "```yaml\n")[1:] {
 			block, _, _ = strings.Cut(block, "```")
-			if !strings.HasPrefix(block, "sources:") && !strings.Contains(block, "\nsources:") {
+			if !strings.HasPrefix(block, "sources:") && !strings.Contains(block, "\nsources:") && !strings.HasPrefix(block, "console:") {
 				continue // a part of one
 			}
 			for _, secret := range strings.Split(block, "${")[1:] {
 				name, _, _ := strings.Cut(secret, "}")
 				name, _, _ = strings.Cut(name, ":-")
-				t.Setenv(name, exampleSecret)
+				value := exampleSecret
+				if strings.Contains(name, "HASH") {
+					value = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHRzb21lc2FsdA$Ju6dzCmDYCnXcNSYdHXmFHBq0mHmMTjSCWYRKMkzUQc"
+				}
+				t.Setenv(name, value)
 			}
 			path := filepath.Join(t.TempDir(), "penstock.yaml")
 			if err := os.WriteFile(path, []byte(block), 0o600); err != nil {

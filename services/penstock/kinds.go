@@ -66,7 +66,7 @@ func newKinds() []*cobra.Command {
 	for _, g := range groups {
 		asJSON := false
 		cmd := &cobra.Command{
-			Use: g.name + " [NAME]", Args: atMost(1),
+			Use: g.name + " [NAME]", Args: atMostOne,
 			Short: "List the kinds of " + g.name + ", or show the keys of one and an example",
 			Example: fmt.Sprintf("  penstock %s\n  penstock %s %s", g.name, g.name,
 				map[string]string{"sources": "sqs", "formats": "cloudtrail", "destinations": "http"}[g.name]),

@@ -58,7 +58,8 @@ func main() {
 		err = usageError{err}
 	}
 	if err != nil && !errors.Is(err, errSilent) {
-		fmt.Fprintln(os.Stderr, "penstock:", err)
+		// It may quote what a far side or an event says.
+		fmt.Fprintln(os.Stderr, "penstock:", printable(err.Error()))
 	}
 	os.Exit(exitCode(err))
 }
@@ -101,8 +102,10 @@ second signal.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(newRun(), newDemo(), newEndpoint(), newConfig(), newTopology(), newParse(), newTest(), newLedger(), newQuarantine(), newConsumers(), newHealth(), newDoctor(), newVersion())
+	root.AddCommand(newRun(), newDemo(), newEndpoint(), newConfig(), newTopology(), newParse(), newTest(), newLedger(), newTrace(), newQuarantine(), newBackfill(), newReconcile(), newAudit(), newConsumers(), newHealth(), newDoctor(), newConsole(), newVersion())
+	root.AddCommand(newReplay(), newJobs(), newStatus(), newTop(), newTail(), newFreshness())
 	root.AddCommand(newKinds()...)
+	finish(root)
 	return root
 }
 
@@ -110,17 +113,15 @@ second signal.`,
 func exactly(n int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usageError{fmt.Errorf("%s takes %d arguments, got %d; see %s --help", cmd.CommandPath(), n, len(args), cmd.CommandPath())}
+			return usageError{fmt.Errorf("%s takes %s, got %d; see %s --help", cmd.CommandPath(), plural(n, "argument", "arguments"), len(args), cmd.CommandPath())}
 		}
 		return nil
 	}
 }
 
-func atMost(n int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) > n {
-			return usageError{fmt.Errorf("%s takes at most %d arguments, got %d; see %s --help", cmd.CommandPath(), n, len(args), cmd.CommandPath())}
-		}
-		return nil
+func atMostOne(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usageError{fmt.Errorf("%s takes at most one argument, got %d; see %s --help", cmd.CommandPath(), len(args), cmd.CommandPath())}
 	}
+	return nil
 }

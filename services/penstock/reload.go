@@ -153,6 +153,10 @@ func (p *pipeline) reload(load func() (File, error)) {
 		}
 	}
 	p.file.Routes, p.file.Destinations = next.Routes, next.Destinations
+	if p.overseer != nil { // the console shows what counts
+		file := p.file
+		p.overseer.shown.Store(&file)
+	}
 	p.log.Info("configuration was read again", done...)
 	for _, name := range changes.Removed {
 		p.log.Warn("the event log is still kept for a destination that was taken out of the configuration; when it will not come back, let go of it",
@@ -183,6 +187,10 @@ func (p *pipeline) needRestart(next File) []string {
 	differs("fetch", is.Fetch, next.Fetch, topology.Fetch)
 	differs("parse", is.Parse, next.Parse, topology.Parse)
 	differs("dedupe", is.Dedupe, next.Dedupe, topology.Dedupe)
+	if len(p.stages) == len(topology.Stages) {
+		differs("ledger", is.Ledger, next.Ledger)
+		differs("console", is.Console, next.Console)
+	}
 	is.Telemetry.Output, is.Telemetry.Identity = next.Telemetry.Output, next.Telemetry.Identity
 	differs("telemetry", is.Telemetry, next.Telemetry)
 	return all

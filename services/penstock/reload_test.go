@@ -74,9 +74,11 @@ func TestSectionsThatNeedARestart(t *testing.T) {
 		"fetch":     func(f *File) { f.Fetch.MissingKeyWait++ },
 		"parse":     func(f *File) { f.Parse.MaxEventTypes++ },
 		"dedupe":    func(f *File) { f.Dedupe.Window++ },
+		"ledger":    func(f *File) { f.Ledger.Keep++ },
+		"console":   func(f *File) { f.Console.Session.Idle++ },
 		"telemetry": func(f *File) { f.Telemetry.LogFormat = "json" },
 	}
-	all := []string{"bus", "sources", "fetch", "parse", "dedupe", "telemetry"}
+	all := []string{"bus", "sources", "fetch", "parse", "dedupe", "ledger", "console", "telemetry"}
 	for _, tt := range []struct {
 		stages []topology.Stage
 		want   []string
@@ -175,5 +177,22 @@ func TestLastChange(t *testing.T) {
 	}
 	if lastChange(link) != lastChange(path) {
 		t.Error("a link is not followed")
+	}
+}
+
+// The console shows the configuration that counts: after a reload the destinations and
+// rules of that, and of what needs a restart still what it began with.
+func TestConsoleShowsWhatAReloadChanged(t *testing.T) {
+	p := newPipeline(defaults(), topology.Stages, slog.New(slog.DiscardHandler))
+	p.overseer = newOverseer(p.file, p.log)
+	next := defaults()
+	next.Destinations = []deliver.Destination{{Name: "fresh-siem", Type: "discard"}}
+	next.Bus.AckWait *= 2
+	p.reload(func() (File, error) { return next, nil })
+	if got := p.overseer.configured().Destinations["fresh-siem"]; got != "discard" {
+		t.Errorf("the destination that was added is of the kind %q", got)
+	}
+	if file := p.overseer.shown.Load(); len(file.Destinations) != 1 || file.Bus.AckWait != defaults().Bus.AckWait {
+		t.Errorf("shown: %d destinations, ack wait %s", len(file.Destinations), file.Bus.AckWait)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/penstock/penstock/services/ingest"
 	"github.com/penstock/penstock/services/ingest/sources"
 	"github.com/penstock/penstock/services/internal/telemetry"
+	"github.com/penstock/penstock/services/operate/status"
 	"github.com/penstock/penstock/services/parse"
 	"github.com/penstock/penstock/services/route"
 	"github.com/penstock/penstock/topology"
@@ -111,7 +112,7 @@ func runFile(ctx context.Context, file File, stages []topology.Stage, again relo
 	}()
 	p := newPipeline(file, stages, tel.Log)
 	health, err := telemetry.Listen(ctx, file.Telemetry.Address, telemetry.Health{
-		Ready: p.checks(), Timeout: file.Telemetry.CheckTimeout, Private: file.Telemetry.PrivateAddress, Level: tel.Level,
+		Ready: p.checks(), Timeout: file.Telemetry.CheckTimeout, TLS: file.Telemetry.TLS, Private: file.Telemetry.PrivateAddress, Level: tel.Level,
 	})
 	if err != nil {
 		return err
@@ -120,11 +121,16 @@ func runFile(ctx context.Context, file File, stages []topology.Stage, again relo
 	served, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	serving := make(chan error, 1)
 	go func() { serving <- health.Run(served) }()
-	if err := p.start(ctx); err != nil {
+	if err := p.startSoon(ctx); err != nil {
 		stopServing()
+		if ctx.Err() != nil {
+			err = nil // asked to stop before there was anything to finish
+		}
 		return errors.Join(err, <-serving)
 	}
 	tel.Log.Info("penstock runs", "stages", stageNames(stages), "health", health.Addr(), "sources", len(file.Sources), "destinations", len(file.Destinations))
+	notify(tel.Log, "READY=1", "STATUS=runs "+stageNames(stages))
+	context.AfterFunc(ctx, func() { notify(tel.Log, "STOPPING=1") })
 	reloads, stopReloads := context.WithCancel(ctx)
 	reloaded := make(chan struct{})
 	go func() { defer close(reloaded); again.run(reloads, p, asked) }()
@@ -162,11 +168,45 @@ type pipeline struct {
 	// if they run here. A reload changes both.
 	destinations *deliver.Manager
 	route        atomic.Pointer[route.Route]
+
+	// overseer is there when all stages run here, console is where it serves, if it does.
+	overseer *overseer
+	console  string
 }
 
 func newPipeline(file File, stages []topology.Stage, log *slog.Logger) *pipeline {
 	host, _ := os.Hostname()
 	return &pipeline{file: file, stages: stages, log: log, instance: fmt.Sprintf("%s-%d", host, os.Getpid())}
+}
+
+// How soon a start is tried again that the bus did not let finish.
+const (
+	startFirst = 250 * time.Millisecond
+	startLast  = 5 * time.Second
+)
+
+// startSoon starts, however long the bus is away: machines of a cluster come up in
+// any order, and a server may end and begin again while a process starts. What
+// waiting cannot mend is returned at once.
+func (p *pipeline) startSoon(ctx context.Context) error {
+	for wait := startFirst; ; wait = min(2*wait, startLast) {
+		err := p.start(ctx)
+		if err == nil || ctx.Err() != nil || !mayPass(p.file, err) {
+			return err
+		}
+		p.log.Warn("the bus does not let this process start yet, trying on", "wait", wait.String(), "err", err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+		}
+	}
+}
+
+// mayPass tells whether a start that failed with err may succeed by itself: when it
+// was a server elsewhere that did not do its part.
+func mayPass(file File, err error) bool {
+	return file.Bus.URL != "" && strings.HasPrefix(fault.CodeOf(err), "bus.") && fault.ClassOf(err) == fault.Retry
 }
 
 // start brings the stages up: the server inside if there is one, the streams, one
@@ -193,11 +233,16 @@ func (p *pipeline) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := keeper.Apply(ctx, file.Bus.limits(file.Dedupe.Lanes)); err != nil {
+	if keeper.MayApply() {
+		_, err = keeper.Apply(ctx, file.Bus.limits(file.Dedupe.Lanes))
+	} else {
+		err = keeper.AwaitStreams(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	var runs []func(context.Context) error
-	runs = append(runs, keeper.Keep, p.limitMemory)
+	runs = append(runs, keeper.Keep, p.limitMemory, func(ctx context.Context) error { return status.Answer(ctx, keeper, p.instance, p.stages) })
 	for _, s := range p.stages {
 		bus, err := p.connect(ctx, string(s))
 		if err != nil {
@@ -208,6 +253,23 @@ func (p *pipeline) start(ctx context.Context) (err error) {
 			return fmt.Errorf("stage %s: %w", s, err)
 		}
 		runs = append(runs, stageRuns...)
+	}
+	if len(p.stages) == len(topology.Stages) {
+		bus, err := p.connect(ctx, "operate")
+		if err != nil {
+			return err
+		}
+		p.overseer = newOverseer(file, p.stageLog("operate"))
+		runs = append(runs, func(ctx context.Context) error { return p.overseer.run(ctx, bus) })
+		if file.Console.Address != "" {
+			c, err := p.overseer.openConsole(true)
+			if err != nil {
+				return err
+			}
+			p.console = c.URL()
+			p.log.Info("the console is open", "url", p.console)
+			runs = append(runs, func(ctx context.Context) error { p.overseer.serve(ctx, c, true); return nil })
+		}
 	}
 	// A stage that fails ends the others: a process is either whole or gone.
 	p.group, ctx = errgroup.WithContext(ctx)
@@ -247,27 +309,31 @@ func (p *pipeline) stage(ctx context.Context, s topology.Stage, bus *topology.Bu
 	switch s {
 	case topology.Ingest:
 		var all []sources.Source
+		var runs []func(context.Context) error
 		for _, c := range p.file.Sources {
-			source, err := sources.Catalog.Open(ctx, c.Type, c.Options, sources.Deps{
+			deps := sources.Deps{
 				Name: c.Name, Format: c.Format.Type, Choose: c.Format.Choose, Drain: p.file.Bus.DrainTimeout, Log: log, Bus: bus,
 				NewOutbox: func() topology.Outbox { return bus.NewOutbox(topology.Ingest) },
-			})
+			}
+			source, err := sources.Catalog.Open(ctx, c.Type, c.Options, deps)
 			if err != nil {
 				return nil, fmt.Errorf("source %s: %w", c.Name, err)
 			}
 			all = append(all, source)
+			runs = append(runs, rejudge(bus, source, deps))
 		}
 		i := ingest.New(all...)
+		operators := ingest.NewJobs(bus, log, p.readers(all)...)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.ingest = i
-		return []func(context.Context) error{i.Run}, nil
+		return append(runs, i.Run, operators.Run, p.tellSources(s, bus)), nil
 	case topology.Fetch:
 		f, err := fetch.New(p.file.Fetch, p.fetchDeps(log))
 		if err != nil {
 			return nil, err
 		}
-		return consume(bus, topology.FetchConsumer, messages.DecodeNotice, f.Handle), nil
+		return append(consume(bus, topology.FetchConsumer, messages.DecodeNotice, f.Handle), p.tellSources(s, bus)), nil
 	case topology.Parse:
 		lanes, err := bus.LaneCount(ctx)
 		if err != nil {
@@ -278,7 +344,7 @@ func (p *pipeline) stage(ctx context.Context, s topology.Stage, bus *topology.Bu
 			return nil, err
 		}
 		p.closers = append(p.closers, func(context.Context) error { f.Close(); return nil })
-		return consume(bus, topology.ParseConsumer, messages.DecodeFrame, f.Handle), nil
+		return append(consume(bus, topology.ParseConsumer, messages.DecodeFrame, f.Handle), p.tellSources(s, bus)), nil
 	case topology.Dedupe:
 		d := dedupe.New(p.file.Dedupe, log)
 		return []func(context.Context) error{func(ctx context.Context) error { return d.Run(ctx, bus) }}, nil
@@ -365,6 +431,7 @@ func (p *pipeline) close() {
 	for _, b := range p.buses {
 		b.Close()
 	}
+	p.closers, p.buses = nil, nil // a start that failed may be tried again
 	if p.embedded != nil {
 		p.embedded.Stop()
 	}

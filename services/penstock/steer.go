@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -19,170 +18,45 @@ import (
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/services/deliver"
 	"github.com/penstock/penstock/services/internal/ledger"
+	"github.com/penstock/penstock/services/operate/destinations"
 	"github.com/penstock/penstock/topology"
 )
 
-// stopped is the state of a destination that no process has.
-const stopped = "stopped"
-
-// destinationStatus is what the bus, the ledger and the processes know of a destination.
-type destinationStatus struct {
-	Name string `json:"name"`
-	Type string `json:"type,omitempty"`
-	// State is running, starting, paused, failing, stopping or stopped. Of several
-	// processes the worst counts. Stopped: no process has it, and it is not paused.
-	State string `json:"state"`
-	// Configured in a process that runs, or in the file given with --config.
-	Configured bool `json:"configured"`
-	// LagFrames of the event log are not confirmed; LagSeconds is the age of the oldest
-	// of them, OldestUnconfirmed when that was stored.
-	LagFrames         uint64     `json:"lag_frames"`
-	LagSeconds        float64    `json:"lag_seconds"`
-	OldestUnconfirmed *time.Time `json:"oldest_unconfirmed,omitempty"`
-	// First is the sequence of the first frame that it reads, 0 when the log is not
-	// kept for it.
-	First uint64 `json:"first,omitempty"`
-	// Events confirmed, filtered, skipped and quarantined, as far as the ledger goes back.
-	Confirmed   uint64            `json:"confirmed"`
-	Filtered    uint64            `json:"filtered"`
-	Skipped     uint64            `json:"skipped"`
-	Quarantined map[string]uint64 `json:"quarantined,omitempty"`
-	// Breaker is closed, open or stopped, the worst of all processes.
-	Breaker string `json:"breaker,omitempty"`
-	// Control is what an operator said last.
-	Control *topology.Control `json:"control,omitempty"`
-	// Processes that have it, by name.
-	Processes map[string]deliver.State `json:"processes,omitempty"`
-}
-
 // destinationsNow gathers the status of all destinations that anybody knows of. Without
 // counts the ledger, which may be long, is not read.
-func destinationsNow(ctx context.Context, bus *topology.Bus, file File, counts bool) ([]*destinationStatus, error) {
-	all := map[string]*destinationStatus{}
-	of := func(name string) *destinationStatus {
-		if all[name] == nil {
-			all[name] = &destinationStatus{Name: name, State: stopped, Processes: map[string]deliver.State{}}
-		}
-		return all[name]
+func destinationsNow(ctx context.Context, bus *topology.Bus, file File, counts bool) ([]*destinations.Status, error) {
+	list, err := destinations.Now(ctx, bus, configuredDestinations(file))
+	if err != nil || !counts {
+		return list, err
 	}
-	for _, d := range file.Destinations {
-		s := of(d.Name)
-		s.Type, s.Configured = d.Type, true
-	}
-	waiting := map[string]bool{}
-	readers, err := bus.Readers(ctx)
-	if err != nil {
+	fold := ledger.New()
+	// What was delivered is all that is asked for here: what was expected is not.
+	if err := bus.Read(ctx, topology.Span{Subject: topology.LedgerSubject(topology.Deliver)}, func(m topology.Stored) error { return addFacts(fold, m) }); err != nil {
 		return nil, err
 	}
-	for _, r := range readers {
-		s := of(r.Destination)
-		s.First, s.LagFrames = r.First, r.Pending+uint64(max(0, r.InHand))
-		waiting[r.Destination] = r.Waiting > 0
-		if !r.Oldest.IsZero() {
-			at := r.Oldest.UTC()
-			s.OldestUnconfirmed, s.LagSeconds = &at, max(0, time.Since(at).Seconds())
+	for _, d := range fold.Report().Destinations {
+		i := slices.IndexFunc(list, func(s *destinations.Status) bool { return s.Name == d.Name })
+		if i < 0 && d.Removed {
+			continue
 		}
-	}
-	said, err := bus.Controls(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for name, c := range said {
-		of(name).Control = &c
-	}
-	if err := askProcesses(ctx, bus, of); err != nil {
-		return nil, err
-	}
-	if counts {
-		fold := ledger.New()
-		// What was delivered is all that is asked for here: what was expected is not.
-		if err := bus.Read(ctx, topology.Span{Subject: topology.LedgerSubject(topology.Deliver)}, func(m topology.Stored) error { return addFacts(fold, m) }); err != nil {
-			return nil, err
+		if i < 0 {
+			list = append(list, destinations.New(d.Name))
+			i = len(list) - 1
 		}
-		for _, d := range fold.Report().Destinations {
-			if _, known := all[d.Name]; !known && d.Removed {
-				continue
-			}
-			s := of(d.Name)
-			s.Confirmed, s.Filtered, s.Skipped, s.Quarantined = d.Confirmed, d.Filtered, d.Skipped, d.Quarantined
-		}
+		s := list[i]
+		s.Confirmed, s.Filtered, s.Skipped, s.Quarantined = d.Confirmed, d.Filtered, d.Skipped, d.Quarantined
 	}
-	list := make([]*destinationStatus, 0, len(all))
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		s := all[name]
-		s.judge(waiting[name])
-		list = append(list, s)
-	}
+	slices.SortFunc(list, func(a, b *destinations.Status) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }
 
-// askProcesses asks those that deliver.
-func askProcesses(ctx context.Context, bus *topology.Bus, of func(name string) *destinationStatus) error {
-	answers, err := bus.Ask(ctx, destinationsQuestion)
-	if err != nil {
-		return err
+// configuredDestinations are those of a configuration.
+func configuredDestinations(file File) []destinations.Configured {
+	var all []destinations.Configured
+	for _, d := range file.Destinations {
+		all = append(all, destinations.Configured{Name: d.Name, Type: d.Type})
 	}
-	for _, data := range answers {
-		var a answer
-		if err := json.Unmarshal(data, &a); err != nil {
-			return fmt.Errorf("a process answers what cannot be read, perhaps one of another version: %w", err)
-		}
-		for _, d := range a.Destinations {
-			s := of(d.Destination)
-			s.Type, s.Processes[a.Process] = d.Type, d
-			s.Configured = s.Configured || d.State != deliver.Stopping
-		}
-	}
-	return nil
-}
-
-// The worst counts of the states and breakers in several processes.
-var (
-	worseState   = map[string]int{deliver.Paused: 1, deliver.Stopping: 2, deliver.Running: 3, deliver.Starting: 4, deliver.Failing: 5}
-	worseBreaker = map[string]int{"closed": 1, "open": 2, "stopped": 3}
-)
-
-// judge makes one state of what the processes say. pulled: somebody asks for frames.
-func (s *destinationStatus) judge(pulled bool) {
-	for _, p := range s.Processes {
-		state := p.State
-		if state == deliver.Running && p.Breaker != "" && p.Breaker != "closed" {
-			state = deliver.Failing // it is open, and the far side takes nothing
-		}
-		if worseState[state] > worseState[s.State] {
-			s.State = state
-		}
-		if worseBreaker[p.Breaker] > worseBreaker[s.Breaker] {
-			s.Breaker = p.Breaker
-		}
-	}
-	switch {
-	case s.Control != nil && s.Control.Paused && (s.State == stopped || s.State == deliver.Starting):
-		s.State = deliver.Paused
-	case len(s.Processes) == 0 && pulled:
-		s.State = deliver.Running // by one that does not answer
-	}
-}
-
-// why is what there is to say about the state.
-func (s *destinationStatus) why() string {
-	var all []string
-	if c := s.Control; c != nil && c.Paused {
-		text := fmt.Sprintf("paused by %s at %s", printable(c.By), c.At.UTC().Format(time.DateTime))
-		if c.Reason != "" {
-			text += ": " + printable(c.Reason)
-		}
-		all = append(all, text)
-	}
-	for _, name := range slices.Sorted(maps.Keys(s.Processes)) {
-		if p := s.Processes[name]; p.Error != "" {
-			all = append(all, printable(name)+": "+printable(p.Error))
-		}
-	}
-	if !s.Configured {
-		all = append(all, "not in the configuration of any process that runs")
-	}
-	return strings.Join(all, "; ")
+	return all
 }
 
 func newDestinationsStatus() *cobra.Command {
@@ -216,7 +90,7 @@ those of which LAG is "-".`,
 				}
 			}
 			if len(args) > 0 {
-				list = slices.DeleteFunc(list, func(s *destinationStatus) bool { return !slices.Contains(args, s.Name) })
+				list = slices.DeleteFunc(list, func(s *destinations.Status) bool { return !slices.Contains(args, s.Name) })
 			}
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), list)
@@ -229,7 +103,7 @@ those of which LAG is "-".`,
 	return cmd
 }
 
-func printStatus(w io.Writer, list []*destinationStatus) error {
+func printStatus(w io.Writer, list []*destinations.Status) error {
 	if len(list) == 0 {
 		_, err := fmt.Fprintln(w, "there are no destinations")
 		return err
@@ -245,7 +119,7 @@ func printStatus(w io.Writer, list []*destinationStatus) error {
 			age = time.Duration(s.LagSeconds * float64(time.Second)).Round(time.Second).String()
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", printable(s.Name), orDash(s.Type), s.State, lag, age,
-			s.Confirmed, sum(s.Quarantined), orDash(s.Breaker), orDash(s.why()))
+			s.Confirmed, s.QuarantinedSum(), orDash(s.Breaker), orDash(printable(strings.Join(s.Remarks(), "; "))))
 	}
 	return t.Flush()
 }
@@ -258,18 +132,12 @@ func orDash(s string) string {
 }
 
 // pick finds one by its name.
-func pick(list []*destinationStatus, name string) (*destinationStatus, error) {
-	known := make([]string, len(list))
-	for i, s := range list {
-		if s.Name == name {
-			return s, nil
-		}
-		known[i] = s.Name
+func pick(list []*destinations.Status, name string) (*destinations.Status, error) {
+	s, err := destinations.Pick(list, name)
+	if err != nil {
+		err = usageError{err}
 	}
-	if len(known) == 0 {
-		return nil, usageError{fmt.Errorf("there is no destination %q, nor any other", name)}
-	}
-	return nil, usageError{fmt.Errorf("there is no destination %q; there are %s", name, listed(known))}
+	return s, err
 }
 
 // operator is who gives a command, for the record.
@@ -286,7 +154,7 @@ func operator() string {
 
 func newDestinationsPause() *cobra.Command {
 	var flags busFlags
-	reason := ""
+	reason, asJSON := "", false
 	cmd := &cobra.Command{
 		Use: "pause NAME", Args: exactly(1),
 		Short: "Stop delivering to a destination; the event log keeps all for it",
@@ -296,25 +164,28 @@ and the log is kept from there on, so that a long pause fills bus.disk. Other
 destinations go on. A pause holds over restarts, until: penstock destinations resume.`,
 		Example: `  penstock destinations pause siem --reason "index migration, CHG-1234" --store penstock-data`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return steer(cmd, &flags, topology.Control{Destination: args[0], Paused: true, Reason: reason})
+			return steer(cmd, &flags, topology.Control{Destination: args[0], Paused: true, Reason: reason}, asJSON)
 		},
 	}
 	flags.add(cmd)
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for those who look at the status")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
 func newDestinationsResume() *cobra.Command {
 	var flags busFlags
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "resume NAME", Args: exactly(1),
 		Short:   "Go on with a destination that was paused, where it was",
 		Example: "  penstock destinations resume siem --store penstock-data",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return steer(cmd, &flags, topology.Control{Destination: args[0]})
+			return steer(cmd, &flags, topology.Control{Destination: args[0]}, asJSON)
 		},
 	}
 	flags.add(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
@@ -322,7 +193,7 @@ func newDestinationsResume() *cobra.Command {
 var steerWithin = 15 * time.Second
 
 // steer stores what an operator says, and waits until the processes follow.
-func steer(cmd *cobra.Command, flags *busFlags, c topology.Control) error {
+func steer(cmd *cobra.Command, flags *busFlags, c topology.Control, asJSON bool) error {
 	ctx := cmd.Context()
 	bus, file, err := flags.connect(ctx)
 	if err != nil {
@@ -337,47 +208,34 @@ func steer(cmd *cobra.Command, flags *busFlags, c topology.Control) error {
 		return err
 	}
 	c.By, c.At = operator(), time.Now().UTC().Truncate(time.Second)
-	if err := bus.SetControl(ctx, c); err != nil {
+	if err := destinations.Say(ctx, bus, list, c, "command"); err != nil {
 		return err
 	}
-	wanted, out := "goes on", cmd.OutOrStdout()
+	followed, err := destinations.Follow(ctx, bus, c, steerWithin)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return writeJSON(cmd.OutOrStdout(), struct {
+			topology.Control
+
+			// Processes that have it, Behind of them those that still finish what is in hand.
+			Processes int `json:"processes"`
+			Behind    int `json:"behind"`
+		}{c, followed.Processes, followed.Behind})
+	}
+	wanted, how := "goes on", "in "+plural(followed.Processes, "process", "processes")
 	if c.Paused {
 		wanted = "is paused"
 	}
-	deadline := time.Now().Add(steerWithin)
-	for {
-		one := &destinationStatus{Processes: map[string]deliver.State{}}
-		if err := askProcesses(ctx, bus, func(name string) *destinationStatus {
-			if name == c.Destination {
-				return one
-			}
-			return &destinationStatus{Processes: map[string]deliver.State{}}
-		}); err != nil {
-			return err
-		}
-		behind := 0
-		for _, p := range one.Processes {
-			if (p.State == deliver.Paused) != c.Paused {
-				behind++
-			}
-		}
-		switch {
-		case len(one.Processes) == 0:
-			_, err = fmt.Fprintf(out, "destination %s %s; no process that runs has it\n", c.Destination, wanted)
-			return err
-		case behind == 0:
-			_, err = fmt.Fprintf(out, "destination %s %s in %s\n", c.Destination, wanted, plural(len(one.Processes), "process", "processes"))
-			return err
-		case time.Now().After(deadline):
-			_, err = fmt.Fprintf(out, "destination %s %s; %s still finish what is in hand\n", c.Destination, wanted, plural(behind, "process", "processes"))
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(200 * time.Millisecond):
-		}
+	switch {
+	case followed.Processes == 0:
+		wanted, how = wanted+";", "no process that runs has it"
+	case followed.Behind > 0:
+		wanted, how = wanted+";", plural(followed.Behind, "process still finishes", "processes still finish")+" what is in hand"
 	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "destination %s %s %s\n", c.Destination, wanted, how)
+	return err
 }
 
 func plural(n int, one, many string) string {
@@ -389,7 +247,7 @@ func plural(n int, one, many string) string {
 
 func newDestinationsRemove() *cobra.Command {
 	var flags busFlags
-	var yes bool
+	var yes, asJSON bool
 	cmd := &cobra.Command{
 		Use: "remove NAME", Args: exactly(1),
 		Short: "Let go of a destination for good: its place in the event log, and what waits for it",
@@ -407,15 +265,16 @@ If a destination of that name comes back it is a new one, and begins as its key
 				return err
 			}
 			defer bus.Close()
-			return removeDestination(cmd, bus, file, args[0], yes)
+			return removeDestination(cmd, bus, file, args[0], yes, asJSON)
 		},
 	}
 	flags.add(cmd)
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask back")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-func removeDestination(cmd *cobra.Command, bus *topology.Bus, file File, name string, yes bool) error {
+func removeDestination(cmd *cobra.Command, bus *topology.Bus, file File, name string, yes, asJSON bool) error {
 	ctx, out := cmd.Context(), cmd.OutOrStdout()
 	list, err := destinationsNow(ctx, bus, file, true)
 	if err != nil {
@@ -446,11 +305,18 @@ func removeDestination(cmd *cobra.Command, bus *topology.Bus, file File, name st
 		what += " will not be delivered to it"
 	}
 	if !yes {
-		fmt.Fprintf(out, "Remove destination %s? %s. [y/N] ", name, what)
+		ask := out
+		if asJSON {
+			ask = cmd.ErrOrStderr()
+		}
+		fmt.Fprintf(ask, "Remove destination %s? %s. [y/N] ", name, what)
 		line, _ := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1024)).ReadString('\n')
 		if word := strings.ToLower(strings.TrimSpace(line)); word != "y" && word != "yes" {
 			return usageError{fmt.Errorf("destination %s was not removed: say y, or use --yes", name)}
 		}
+	}
+	if err := bus.WriteAudit(ctx, topology.Deed{By: operator(), Via: "command", Action: "destination.remove", What: name, Count: s.LagFrames}); err != nil {
+		return err
 	}
 	// The ledger is told last: when this breaks off, it is repeated as a whole.
 	if err := bus.RemoveReader(ctx, name); err != nil {
@@ -461,6 +327,9 @@ func removeDestination(cmd *cobra.Command, bus *topology.Bus, file File, name st
 	}
 	if err := tellLedger(ctx, bus, &messages.Destination{Name: name, Removed: true}); err != nil {
 		return err
+	}
+	if asJSON {
+		return writeJSON(out, map[string]any{"destination": name, "removed": true, "frames_not_delivered": s.LagFrames})
 	}
 	_, err = fmt.Fprintf(out, "destination %s is removed; %s\n", name, what)
 	return err

@@ -16,23 +16,19 @@ import (
 func newTopology() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "topology",
-		Short: "Create, show and compare the streams of the bus",
+		Short: "Create, show and compare the streams of the bus, and write its users and certificates",
 	}
-	cmd.AddCommand(newTopologyApply(), newTopologyShow(), newTopologyDiff())
+	cmd.AddCommand(newTopologyApply(), newTopologyShow(), newTopologyDiff(), newTopologyUsers(), newTopologyCertificates(), newTopologyRoutes())
 	return cmd
 }
 
 func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
+	return encodeHarmless(w, v, func(e *json.Encoder) { e.SetIndent("", "  ") })
 }
 
 // writeLine writes v as one line of JSON.
 func writeLine(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	return e.Encode(v)
+	return encodeHarmless(w, v, func(e *json.Encoder) { e.SetEscapeHTML(false) })
 }
 
 // table aligns columns; write tab-separated lines to it and flush it.
@@ -40,19 +36,30 @@ func table(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 4, 
 
 func newTopologyApply() *cobra.Command {
 	var flags busFlags
-	var asJSON bool
+	var asJSON, dry bool
 	cmd := &cobra.Command{
 		Use: "apply", Args: exactly(0),
-		Short:   "Create the streams and consumers, or bring them up to date",
-		Long:    "Creates the streams and consumers, or brings them up to date with the configuration.\nIt is safe to repeat, and safe while penstock runs.",
-		Example: "  penstock topology apply --config penstock.yaml --nats nats://nats:4222",
+		Short: "Create the streams and consumers, or bring them up to date",
+		Long: `Creates the streams and consumers, or brings them up to date with the configuration.
+It is safe to repeat, and safe while penstock runs. What the server cannot change in
+place is refused before anything is changed.`,
+		Example: `  penstock topology apply --config penstock.yaml --nats nats://nats:4222
+  penstock topology apply --config penstock.yaml --nats nats://nats:4222 --dry-run`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			bus, file, err := flags.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer bus.Close()
-			changed, err := bus.Apply(cmd.Context(), file.Bus.limits(file.Dedupe.Lanes))
+			limits := file.Bus.limits(file.Dedupe.Lanes)
+			if dry {
+				diffs, err := bus.Preview(cmd.Context(), limits)
+				if err != nil {
+					return err
+				}
+				return printDifferences(cmd.OutOrStdout(), diffs, asJSON, "nothing would change", "would change")
+			}
+			changed, err := bus.Apply(cmd.Context(), limits)
 			if err != nil {
 				return err
 			}
@@ -60,6 +67,8 @@ func newTopologyApply() *cobra.Command {
 		},
 	}
 	flags.add(cmd)
+	cmd.Flags().DurationVar(&flags.wait, "wait", answerWithin, "how long to wait for servers that do not answer yet")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would change")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
