@@ -19,8 +19,9 @@ import (
 
 const module = "github.com/penstock/penstock/"
 
-// stages are the folders of services that data passes, and the console.
-var stages = []string{"ingest", "fetch", "parse", "dedupe", "route", "deliver", "console"}
+// stages are the folders of services that data passes, and those that look after it:
+// operate does what operators ask for, console shows it.
+var stages = []string{"ingest", "fetch", "parse", "dedupe", "route", "deliver", "operate", "console"}
 
 // topFolders are all folders that belong at the top.
 var topFolders = []string{".ci", ".git", ".github", "deploy", "docs", "messages", "services", "tests", "topology"}
@@ -149,8 +150,8 @@ func names(f file) []string {
 	case f.dir() == ".":
 		wrong = append(wrong, "no Go file belongs at the top")
 	case pkg == "main":
-		if f.dir() != "services/penstock" && folder != "gen" && folder != "generate" && !in(f.dir(), "tests") {
-			wrong = append(wrong, "package main belongs in services/penstock, in a folder named gen or generate, or below tests")
+		if f.dir() != "services/penstock" && folder != "gen" && folder != "generate" && !in(f.dir(), "tests") && !in(f.dir(), "deploy") {
+			wrong = append(wrong, "package main belongs in services/penstock, in a folder named gen or generate, or below tests or deploy")
 		}
 	case pkg != folder:
 		wrong = append(wrong, fmt.Sprintf("package %s is in a folder named %s", pkg, folder))
@@ -217,6 +218,9 @@ func mayImport(f file, ours string) bool {
 	case in(from, "services/internal"):
 		return in(ours, "messages", "topology", "services/internal")
 	}
+	if in(from, "services/console") && in(ours, "services/operate") {
+		return true
+	}
 	for _, s := range stages {
 		if in(from, "services/"+s) {
 			return in(ours, "messages", "topology", "services/internal", "services/"+s)
@@ -258,6 +262,9 @@ func TestCheck(t *testing.T) {
 		{"destination's test speaks nats", "services/deliver/sinks/nats_test.go", "sinks", nats + " " + server, ""},
 		{"destination nats uses watermill", "services/deliver/sinks/nats.go", "sinks", watermill, "only topology knows"},
 		{"another destination speaks nats", "services/deliver/sinks/http.go", "sinks", nats, "only topology knows"},
+		{"console uses operate", "services/console/ledger.go", "console", "./services/operate/books", ""},
+		{"operate uses the console", "services/operate/books/books.go", "books", "./services/console", "imports services/console"},
+		{"operate imports a stage", "services/operate/books/books.go", "books", "./services/deliver", "imports services/deliver"},
 		{"stage uses watermill", "services/fetch/fetch.go", "fetch", watermill, "only topology knows"},
 		{"stage's test uses nats", "services/fetch/fetch_test.go", "fetch", server, "only topology knows"},
 		{"stage imports main", "services/fetch/fetch.go", "fetch", "./services/penstock", "imports services/penstock"},
@@ -278,6 +285,7 @@ func TestCheck(t *testing.T) {
 		{"main elsewhere", "services/fetch/main.go", "main", "", "package main belongs"},
 		{"a generator", "messages/gen/main.go", "main", "./messages", ""},
 		{"another generator", "services/penstock/generate/main.go", "main", "./services/parse/formats", ""},
+		{"what builds the image", "deploy/sbom/main.go", "main", "", ""},
 		{"a program for tests", "tests/bench/load/main.go", "main", "", ""},
 		{"util", "services/internal/util/x.go", "util", "", "does not say"},
 		{"helpers in a stage", "services/fetch/helpers/x.go", "helpers", "", "does not say"},

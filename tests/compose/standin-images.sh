@@ -74,8 +74,11 @@ golang() {
 	) | sed 's,^\./,,' | sort -u | tar -C "$(go env GOMODCACHE)/cache/download" -cf - -T - | tar -C "$root/goproxy" -xf -
 
 	# What the modules compile to, so that a changed line does not cost minutes. The
-	# flags are those of the Dockerfile.
-	GOCACHE=$root/gocache CGO_ENABLED=0 go build -trimpath -o /dev/null ./services/penstock
+	# flags are those of the image. It is kept for the next stand-in.
+	local cache=${XDG_CACHE_HOME:-$HOME/.cache}/penstock-standin
+	mkdir -p "$cache"
+	GOCACHE=$cache sh deploy/build.sh /dev/null
+	cp -a "$cache" "$root/gocache"
 
 	tar -C "$root" -cf - . | docker import \
 		--change "LABEL $label=$1" \

@@ -28,6 +28,7 @@ var badKinds = map[string][]string{
 // once, the bad ones are in quarantine with a reason, and the books balance.
 // covers: F-0, F-5, F-6, F-9, LIM-11
 func TestBadInputIsKeptAndGoodRecordsArrive(t *testing.T) {
+	t.Parallel()
 	w := harness.NewWorld(t, nil)
 	w.Extra = "fetch: {missing_key_wait: 2s, denied_attempts: 2}\n"
 	w.Buckets = []string{harness.Bucket, "penstock-demo-trail"}

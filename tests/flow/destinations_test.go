@@ -146,6 +146,7 @@ func get(t *testing.T, url string) string {
 // of all there is; afterwards everything arrives, each event once.
 // covers: DEV-139, LIM-27, OPC-4
 func TestPauseHoldsTheLog(t *testing.T) {
+	t.Parallel()
 	w := harness.NewWorld(t, nil)
 	other := harness.StartSink(t)
 	w.Destination = second("other", other.URL)
@@ -198,6 +199,7 @@ func TestPauseHoldsTheLog(t *testing.T) {
 // Two replicas obey a pause, and go on together.
 // covers: DEV-139
 func TestReplicasObeyAPause(t *testing.T) {
+	t.Parallel()
 	w := harness.NewWorld(t, nil)
 	other := harness.StartSink(t)
 	w.Destination = second("other", other.URL)
@@ -226,6 +228,7 @@ func TestReplicasObeyAPause(t *testing.T) {
 // not expected to deliver any more.
 // covers: DEV-137, OPC-9
 func TestReloadAddsAndRemoves(t *testing.T) {
+	t.Parallel()
 	w := harness.NewWorld(t, nil)
 	late, old := harness.StartSink(t), harness.StartSink(t)
 	w.Destination = second("old", old.URL)
@@ -311,6 +314,7 @@ func TestReloadAddsAndRemoves(t *testing.T) {
 // working, is named by /readyz and the metrics, and heals without a restart, with all
 // its events.
 func TestDestinationHeals(t *testing.T) {
+	t.Parallel()
 	w := harness.NewWorld(t, nil)
 	sink := harness.StartSink(t)
 	secure := httptest.NewTLSServer(sink)
@@ -342,6 +346,7 @@ func TestDestinationHeals(t *testing.T) {
 
 // With --watch a change of the file is enough, and rules of routes are taken over too.
 func TestWatchTakesChangesOver(t *testing.T) {
+	t.Parallel()
 	w := harness.NewWorld(t, nil)
 	path, health := w.Config("all", "")
 	p := harness.Start(t, "penstock", nil, "run", "--config", path, "--watch")

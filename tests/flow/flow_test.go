@@ -65,6 +65,7 @@ func settled(t *testing.T, url string) map[string]any {
 // every event once, counted, with nothing left in the queue.
 // covers: DEV-1, DEV-51, VOI-31
 func TestObjectsReachTheSink(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"all in one", "six processes"} {
 		t.Run(mode, func(t *testing.T) {
 			w := harness.NewWorld(t, nil)
@@ -109,6 +110,7 @@ func startSix(t *testing.T, w *harness.World) string {
 // exit code 0.
 // covers: DEV-114, DEV-138
 func TestRestartGoesOn(t *testing.T) {
+	t.Parallel()
 	w := harness.NewWorld(t, nil)
 	w.Bus = "  ack_wait: 3s\n" // what was given back when the server stopped comes again soon
 	set := trail(2, 10, 1000)
@@ -254,6 +256,7 @@ func (c *collector) all() []*tracepb.Span {
 // stage's span descends from the one before, and where frames merge the spans are
 // linked.
 func TestOneTraceThroughAllStages(t *testing.T) {
+	t.Parallel()
 	c := &collector{}
 	otlp := httptest.NewServer(c)
 	defer otlp.Close()
@@ -338,6 +341,7 @@ func TestOneTraceThroughAllStages(t *testing.T) {
 // wrong configuration is exit code 2.
 // covers: DEV-140
 func TestExitCodes(t *testing.T) {
+	t.Parallel()
 	w := harness.NewWorld(t, nil)
 	p := w.RunAll()
 	p.Signal(syscall.SIGTERM)

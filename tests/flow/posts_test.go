@@ -63,6 +63,7 @@ telemetry: {address: %[5]s, private_address: "", log_format: json}
 // that checks their signatures. What is held for a mail goes out when the process stops.
 // covers: F-28, CEN-28, CEN-33, OPC-26
 func TestPostsReachPenstock(t *testing.T) {
+	t.Parallel()
 	dir, in, out, health := t.TempDir(), harness.FreeAddr(t), harness.FreeAddr(t), harness.FreeAddr(t)
 	o := openOffice(t)
 	path := filepath.Join(dir, "posts.yaml")

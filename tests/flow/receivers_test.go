@@ -394,6 +394,7 @@ func (r *receivers) await(n int, but ...string) {
 // confirmed, and the one that was dead gets everything when it is back.
 // covers: LIM-13, OPC-3, OPC-28, CEN-3
 func TestEveryDestinationGetsEveryEvent(t *testing.T) {
+	t.Parallel()
 	w := harness.NewWorld(t, nil)
 	r := &receivers{t: t, boxes: map[string]*inbox{}, polls: map[string]func() []byte{}}
 	r.dead.Store(true)

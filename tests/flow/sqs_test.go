@@ -59,6 +59,7 @@ func once(t *testing.T, bus *topology.Bus, n int) {
 // every message by its id.
 // covers: VOI-28, CEN-21, F-0, F-1, F-5, VOI-5
 func TestEventsInMessages(t *testing.T) {
+	t.Parallel()
 	w := voiceWorld(t)
 	var n atomic.Int64
 	w.Cloud.SetFault(func(op, _, _ string) cloud.Fault {
@@ -133,6 +134,7 @@ func TestEventsInMessages(t *testing.T) {
 // frames that were stored without a word to the ledger.
 // covers: F-0, F-5
 func TestKilledBetweenStoreAndDelete(t *testing.T) {
+	t.Parallel()
 	w := voiceWorld(t)
 	w.Bus = "  ack_wait: 3s\n" // what a dead process had in hand comes back soon
 	var refuse atomic.Bool
