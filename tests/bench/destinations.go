@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -60,12 +59,6 @@ func destinations(ctx context.Context, binary, limit string, scale float64, roun
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if binary == "" {
-		binary = filepath.Join(dir, "penstock")
-		if out, err := exec.CommandContext(ctx, "go", "build", "-o", binary, "./services/penstock").CombinedOutput(); err != nil { //nolint:gosec // our own tree
-			return fmt.Errorf("build penstock: %w\n%s", err, out)
-		}
-	}
 	log, err := topology.StartEmbedded(topology.EmbeddedOptions{Dir: filepath.Join(dir, "log"), Disk: 8 << 30, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
@@ -189,7 +182,7 @@ func deliverRound(ctx context.Context, binary, limit, dir, log, other, dead stri
 	}
 	var receivers []*sink
 	for range 6 {
-		s, err := startSink()
+		s, err := startSink(nil)
 		if err != nil {
 			return r, err
 		}
@@ -234,18 +227,17 @@ func deliverRound(ctx context.Context, binary, limit, dir, log, other, dead stri
 		return r, err
 	}
 	cmd := exec.CommandContext(ctx, binary, "run", "--stage", "deliver", "--config", config) //nolint:gosec // the program to measure
-	cmd.Stderr = os.Stderr
 	if limit != "" {
 		cmd.Env = append(os.Environ(), "GOMEMLIMIT="+limit)
 	}
 	began := time.Now()
-	if err := cmd.Start(); err != nil {
+	p, err := start(ctx, cmd, health, private)
+	if err != nil {
 		return r, err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	defer p.kill()
 	took := map[string]float64{}
-	if err := await(ctx, ended, func() bool {
+	if err := p.await(ctx, func() bool {
 		var metrics bytes.Buffer
 		if get("http://"+health+"/metrics", &metrics) != nil {
 			return false
@@ -271,13 +263,10 @@ func deliverRound(ctx context.Context, binary, limit, dir, log, other, dead stri
 			return r, fmt.Errorf("an http receiver has %d events of %d", got, n)
 		}
 	}
-	r.rss = peakRSS(cmd.Process.Pid)
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return r, err
-	}
+	r.rss = p.memory("VmHWM")
 	// With somebody who never answers, what is being sent may outlast the drain.
-	if err := <-ended; err != nil && dead != silent {
-		return r, fmt.Errorf("penstock ended badly: %w", err)
+	if _, _, err := p.stop(); err != nil && dead != silent {
+		return r, err
 	}
 	r.cpu = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
 	return r, os.RemoveAll(dir)

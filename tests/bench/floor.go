@@ -5,8 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
+	"fmt"
 	"net/http"
+	_ "net/http/pprof" // the bench reads there what the floor allocates
 	"os"
 	"os/signal"
 	"strconv"
@@ -22,38 +23,65 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// floorRole makes this program the floor: what is to be read and written.
-const (
-	floorRole   = "PENSTOCK_BENCH_FLOOR"
-	floorBinary = "floor"
-)
+// floorRole makes this program the floor: the set, and what is to be read and written.
+const floorRole = "PENSTOCK_BENCH_FLOOR"
 
-// floorLoop does the least that delivering an object takes, in four goroutines,
-// and promises nothing: no record is stored, checked, told apart or counted. It is
-// the measure for the same machine at the same time.
-func floorLoop(ctx context.Context) error {
+// floor does the least that delivering a set takes, and promises nothing: no record is
+// stored, checked, told apart or counted. It is the measure for the same machine at the
+// same time.
+type floor struct {
+	set     Set
+	bodies  bool // the messages are the events
+	queue   string
+	sink    string
+	queues  *sqs.Client
+	objects *s3.Client
+}
+
+// floorEnv is the floor's task.
+func floorEnv(set Set, bodies bool, queue, endpoint, sink, health string) string {
+	return floorRole + "=" + strings.Join([]string{set.Name, strconv.FormatBool(bodies), queue, endpoint, sink, health}, "|")
+}
+
+// runFloor works until it is told to stop: four loops for objects, as many as penstock
+// has receivers for messages.
+func runFloor(ctx context.Context) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
-	f := strings.Split(os.Getenv(floorRole), "|")
-	queue, endpoint, sink, health := f[0], f[1], f[2], f[3]
+	task := strings.Split(os.Getenv(floorRole), "|")
+	if len(task) != 6 {
+		return fmt.Errorf("%s has %d parts, want 6", floorRole, len(task))
+	}
+	set, err := setNamed(task[0])
+	if err != nil {
+		return err
+	}
 	cfg, err := config.LoadDefaultConfig(ctx)
 	if err != nil {
 		return err
 	}
-	cfg.BaseEndpoint = aws.String(endpoint)
-	queues := sqs.NewFromConfig(cfg)
-	objects := s3.NewFromConfig(cfg, func(o *s3.Options) {
-		o.UsePathStyle, o.DisableLogOutputChecksumValidationSkipped = true, true
-		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
-	})
-	server := &http.Server{Addr: health, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})} //nolint:gosec // for the bench alone
+	cfg.BaseEndpoint = aws.String(task[3])
+	f := &floor{
+		set: set, bodies: task[1] == "true", queue: task[2], sink: task[4], queues: sqs.NewFromConfig(cfg),
+		objects: s3.NewFromConfig(cfg, func(o *s3.Options) {
+			o.UsePathStyle, o.DisableLogOutputChecksumValidationSkipped = true, true
+			o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+		}),
+	}
+	http.HandleFunc("/readyz", func(http.ResponseWriter, *http.Request) {})
+	server := &http.Server{Addr: task[5]} //nolint:gosec // for the bench alone
 	go func() { _ = server.ListenAndServe() }()
+	loops := 4
+	if f.bodies {
+		loops = 16
+	}
 	var wg sync.WaitGroup
-	errs := make(chan error, 4)
-	for range cap(errs) {
+	errs := make(chan error, loops)
+	for range loops {
 		wg.Go(func() {
+			loop := floorLoop{floor: f}
 			for ctx.Err() == nil {
-				if err := floorBatch(ctx, queues, objects, queue, sink); err != nil && ctx.Err() == nil {
+				if err := loop.batch(ctx); err != nil && ctx.Err() == nil {
 					errs <- err
 					return
 				}
@@ -70,66 +98,113 @@ func floorLoop(ctx context.Context) error {
 	}
 }
 
-func floorBatch(ctx context.Context, queues *sqs.Client, objects *s3.Client, queue, sink string) error {
-	got, err := queues.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{QueueUrl: &queue, MaxNumberOfMessages: 10, WaitTimeSeconds: 5})
+// floorLoop is one of its loops, with what it uses again and again.
+type floorLoop struct {
+	*floor
+	zip       gzip.Reader
+	body, out bytes.Buffer
+}
+
+// batch receives up to ten messages, posts what they bring, and deletes them.
+func (f *floorLoop) batch(ctx context.Context) error {
+	got, err := f.queues.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{QueueUrl: &f.queue, MaxNumberOfMessages: 10, WaitTimeSeconds: 5})
 	if err != nil {
 		return err
 	}
 	var done []types.DeleteMessageBatchRequestEntry
 	for i, m := range got.Messages {
-		var notice struct {
-			Records []struct {
-				S3 struct {
-					Bucket struct{ Name string }
-					Object struct{ Key string }
-				}
-			}
+		if f.bodies {
+			err = f.records([]byte(*m.Body))
+		} else {
+			err = f.notice(ctx, *m.Body)
 		}
-		if err := json.Unmarshal([]byte(*m.Body), &notice); err != nil {
+		if err != nil {
 			return err
-		}
-		for _, r := range notice.Records {
-			if err := floorObject(ctx, objects, r.S3.Bucket.Name, r.S3.Object.Key, sink); err != nil {
-				return err
-			}
 		}
 		done = append(done, types.DeleteMessageBatchRequestEntry{Id: aws.String(strconv.Itoa(i)), ReceiptHandle: m.ReceiptHandle})
 	}
 	if len(done) == 0 {
 		return nil
 	}
-	_, err = queues.DeleteMessageBatch(ctx, &sqs.DeleteMessageBatchInput{QueueUrl: &queue, Entries: done})
+	if err := f.post(); err != nil {
+		return err
+	}
+	_, err = f.queues.DeleteMessageBatch(ctx, &sqs.DeleteMessageBatchInput{QueueUrl: &f.queue, Entries: done})
 	return err
 }
 
-// floorObject splits at the places where generated records meet, which no real
-// feed would allow.
-func floorObject(ctx context.Context, objects *s3.Client, bucket, key, sink string) error {
-	o, err := objects.GetObject(ctx, &s3.GetObjectInput{Bucket: &bucket, Key: &key})
+// notice handles the objects that a message announces.
+func (f *floorLoop) notice(ctx context.Context, text string) error {
+	var notice struct {
+		Records []struct {
+			S3 struct {
+				Bucket struct{ Name string }
+				Object struct{ Key string }
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(text), &notice); err != nil {
+		return err
+	}
+	for _, r := range notice.Records {
+		if err := f.object(ctx, r.S3.Bucket.Name, r.S3.Object.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *floorLoop) object(ctx context.Context, bucket, key string) error {
+	o, err := f.objects.GetObject(ctx, &s3.GetObjectInput{Bucket: &bucket, Key: &key})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = o.Body.Close() }()
-	z, err := gzip.NewReader(o.Body)
-	if err != nil {
+	if err := f.zip.Reset(o.Body); err != nil {
 		return err
 	}
-	body, err := io.ReadAll(z)
-	if err != nil {
+	f.body.Reset()
+	if _, err := f.body.ReadFrom(&f.zip); err != nil {
 		return err
 	}
-	body = bytes.TrimSuffix(bytes.TrimPrefix(body, []byte(`{"Records":[`)), []byte("]}"))
-	var out bytes.Buffer
-	lines := 0
-	flush := func() error {
-		response, err := http.Post(sink, "application/x-ndjson", bytes.NewReader(out.Bytes())) //nolint:gosec,noctx // loopback
-		if err != nil {
-			return err
+	if err := f.records(f.body.Bytes()); err != nil {
+		return err
+	}
+	return f.post() // an object's events do not wait for the next one's
+}
+
+// postBytes is about a thousand events of CloudTrail.
+const postBytes = 1_400_000
+
+func (f *floorLoop) records(body []byte) error {
+	return f.set.Split(body, func(record []byte) error {
+		f.out.Write(record)
+		f.out.WriteByte('\n')
+		if f.out.Len() >= postBytes {
+			return f.post()
 		}
-		out.Reset()
-		lines = 0
-		return response.Body.Close()
+		return nil
+	})
+}
+
+func (f *floorLoop) post() error {
+	if f.out.Len() == 0 {
+		return nil
 	}
+	response, err := http.Post(f.sink, "application/x-ndjson", bytes.NewReader(f.out.Bytes())) //nolint:gosec,noctx // loopback
+	if err != nil {
+		return err
+	}
+	f.out.Reset()
+	return response.Body.Close()
+}
+
+var errNoID = errors.New("a record has nothing that identifies it")
+
+// splitTrail splits at the places where generated records meet, which no real feed
+// would allow.
+func splitTrail(body []byte, line func(record []byte) error) error {
+	body = bytes.TrimSuffix(bytes.TrimPrefix(body, []byte(`{"Records":[`)), []byte("]}"))
 	for len(body) > 0 {
 		end := bytes.Index(body, []byte(`},{"eventVersion"`)) + 1
 		if end == 0 {
@@ -137,19 +212,20 @@ func floorObject(ctx context.Context, objects *s3.Client, bucket, key, sink stri
 		}
 		record := body[:end]
 		if !bytes.Contains(record, []byte(`"eventID":"`)) {
-			return errors.New("a record has no id")
+			return errNoID
 		}
-		out.Write(record)
-		out.WriteByte('\n')
-		if lines++; lines == 1000 {
-			if err := flush(); err != nil {
-				return err
-			}
+		if err := line(record); err != nil {
+			return err
 		}
 		body = bytes.TrimPrefix(body[end:], []byte(","))
 	}
-	if lines > 0 {
-		return flush()
-	}
 	return nil
+}
+
+// splitWhole takes the whole as one record.
+func splitWhole(body []byte, line func(record []byte) error) error {
+	if len(body) == 0 {
+		return errNoID
+	}
+	return line(body)
 }
