@@ -1,10 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	_ "net/http/pprof" // the bench reads there what the floor allocates
@@ -79,7 +79,7 @@ func runFloor(ctx context.Context) error {
 	errs := make(chan error, loops)
 	for range loops {
 		wg.Go(func() {
-			loop := floorLoop{floor: f}
+			loop := floorLoop{floor: f, window: make([]byte, 256<<10)}
 			for ctx.Err() == nil {
 				if err := loop.batch(ctx); err != nil && ctx.Err() == nil {
 					errs <- err
@@ -101,8 +101,9 @@ func runFloor(ctx context.Context) error {
 // floorLoop is one of its loops, with what it uses again and again.
 type floorLoop struct {
 	*floor
-	zip       gzip.Reader
-	body, out bytes.Buffer
+	zip    gzip.Reader
+	window []byte // for records, none of which is longer
+	out    bytes.Buffer
 }
 
 // batch receives up to ten messages, posts what they bring, and deletes them.
@@ -114,7 +115,7 @@ func (f *floorLoop) batch(ctx context.Context) error {
 	var done []types.DeleteMessageBatchRequestEntry
 	for i, m := range got.Messages {
 		if f.bodies {
-			err = f.records([]byte(*m.Body))
+			err = f.record([]byte(*m.Body))
 		} else {
 			err = f.notice(ctx, *m.Body)
 		}
@@ -163,11 +164,18 @@ func (f *floorLoop) object(ctx context.Context, bucket, key string) error {
 	if err := f.zip.Reset(o.Body); err != nil {
 		return err
 	}
-	f.body.Reset()
-	if _, err := f.body.ReadFrom(&f.zip); err != nil {
-		return err
+	lines := bufio.NewScanner(&f.zip)
+	lines.Buffer(f.window, cap(f.window))
+	lines.Split(f.set.Split)
+	for i := 0; lines.Scan(); i++ {
+		if i < f.set.Header {
+			continue
+		}
+		if err := f.record(lines.Bytes()); err != nil {
+			return err
+		}
 	}
-	if err := f.records(f.body.Bytes()); err != nil {
+	if err := lines.Err(); err != nil {
 		return err
 	}
 	return f.post() // an object's events do not wait for the next one's
@@ -176,15 +184,17 @@ func (f *floorLoop) object(ctx context.Context, bucket, key string) error {
 // postBytes is about a thousand events of CloudTrail.
 const postBytes = 1_400_000
 
-func (f *floorLoop) records(body []byte) error {
-	return f.set.Split(body, func(record []byte) error {
-		f.out.Write(record)
-		f.out.WriteByte('\n')
-		if f.out.Len() >= postBytes {
-			return f.post()
-		}
-		return nil
-	})
+// record puts a record out.
+func (f *floorLoop) record(record []byte) error {
+	if !f.set.ID(record) {
+		return errNoID
+	}
+	f.out.Write(record)
+	f.out.WriteByte('\n')
+	if f.out.Len() >= postBytes {
+		return f.post()
+	}
+	return nil
 }
 
 func (f *floorLoop) post() error {
@@ -197,35 +207,4 @@ func (f *floorLoop) post() error {
 	}
 	f.out.Reset()
 	return response.Body.Close()
-}
-
-var errNoID = errors.New("a record has nothing that identifies it")
-
-// splitTrail splits at the places where generated records meet, which no real feed
-// would allow.
-func splitTrail(body []byte, line func(record []byte) error) error {
-	body = bytes.TrimSuffix(bytes.TrimPrefix(body, []byte(`{"Records":[`)), []byte("]}"))
-	for len(body) > 0 {
-		end := bytes.Index(body, []byte(`},{"eventVersion"`)) + 1
-		if end == 0 {
-			end = len(body)
-		}
-		record := body[:end]
-		if !bytes.Contains(record, []byte(`"eventID":"`)) {
-			return errNoID
-		}
-		if err := line(record); err != nil {
-			return err
-		}
-		body = bytes.TrimPrefix(body[end:], []byte(","))
-	}
-	return nil
-}
-
-// splitWhole takes the whole as one record.
-func splitWhole(body []byte, line func(record []byte) error) error {
-	if len(body) == 0 {
-		return errNoID
-	}
-	return line(body)
 }

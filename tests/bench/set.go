@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
+
+	"github.com/klauspost/compress/gzip"
 
 	"github.com/penstock/penstock/services/demo/feed"
 )
@@ -19,9 +23,11 @@ type Set struct {
 	Make func(scale float64) (*Work, error)
 	// Source is the rest of penstock's source of the type sqs, as YAML in flow style.
 	Source string
-	// Split calls line with each record of an object, or of a message's body. It is all
-	// that the floor knows of a format: where a record ends, and what identifies it.
-	Split func(body []byte, line func(record []byte) error) error
+	// Header, Split and ID are all that the floor knows of a format: how many lines
+	// precede the records, where a record ends, and whether what identifies it is there.
+	Header int
+	Split  bufio.SplitFunc // nil: a body is one record
+	ID     func(record []byte) bool
 }
 
 // Work is a generated set.
@@ -45,24 +51,44 @@ var sets = []Set{
 	{
 		Name: "million", About: "1 M CloudTrail events in 500 objects",
 		Make:   trail(500, 2000, 0.01),
-		Source: readObjects, Split: splitTrail,
+		Source: readObjects, Split: splitTrail, ID: contains(`"eventID":"`),
 	},
 	{
 		Name: "huge", About: "one object of 500 k CloudTrail events",
 		Make: func(scale float64) (*Work, error) {
 			return generate(feed.Options{Objects: 1, RecordsPerObject: feed.Fixed(share(500_000, scale)), DuplicateShare: 0.01})
 		},
-		Source: readObjects, Split: splitTrail,
+		Source: readObjects, Split: splitTrail, ID: contains(`"eventID":"`),
 	},
 	{
 		Name: "tiny", About: "20 k objects of 5 CloudTrail events",
 		Make:   trail(20_000, 5, 0.01),
-		Source: readObjects, Split: splitTrail,
+		Source: readObjects, Split: splitTrail, ID: contains(`"eventID":"`),
 	},
 	{
-		Name: setSQS, About: "300 k events of a telephone system in as many messages",
-		Make:   voices,
-		Source: "body: events, format: {type: voiso}, wait_time: 1s, max_receivers: 16", Split: splitWhole,
+		Name: "vpc", About: "1 M VPC flow log rows in 100 objects",
+		Make:   rows(100, 10_000, feed.BulkVPCFlow),
+		Source: readObjects, Header: 1, Split: bufio.ScanLines, ID: field(3, ' '), // the interface
+	},
+	{
+		Name: "cloudfront", About: "500 k CloudFront access log rows in 100 objects",
+		Make:   rows(100, 5000, feed.BulkCloudFront),
+		Source: readObjects, Header: 2, Split: bufio.ScanLines, ID: field(15, '\t'), // the request
+	},
+	{
+		Name: "umbrella", About: "500 k Umbrella DNS log rows in 100 objects",
+		Make:   rows(100, 5000, feed.BulkUmbrellaDNS),
+		Source: readObjects, Split: bufio.ScanLines, ID: field(2, ','), // the identity
+	},
+	{
+		Name: "voiso", About: "300 k Voiso events in as many SQS messages",
+		Make:   queued(300_000, feed.BulkVoiso),
+		Source: readBodies("voiso"), ID: contains(`"event":"`),
+	},
+	{
+		Name: "eventbridge", About: "200 k EventBridge events in as many SQS messages",
+		Make:   queued(200_000, feed.BulkEventBridge),
+		Source: readBodies("eventbridge"), ID: contains(`"id":"`),
 	},
 }
 
@@ -83,6 +109,11 @@ const bucket, queue = "bench-trail", "bench"
 
 // readObjects reads the objects that messages announce.
 const readObjects = "buckets: [" + bucket + "], wait_time: 5s"
+
+// readBodies reads messages that are events of a format.
+func readBodies(format string) string {
+	return "body: events, format: {type: " + format + "}, wait_time: 1s, max_receivers: 16"
+}
 
 // share is a part of n, at least 1.
 func share(n int, scale float64) int { return max(1, int(float64(n)*scale)) }
@@ -114,22 +145,45 @@ func generate(o feed.Options) (*Work, error) {
 	return w, nil
 }
 
-// setSQS is the set of events in message bodies.
-const setSQS = "sqs"
-
-func voices(scale float64) (*Work, error) {
-	w := &Work{Bodies: make([]string, share(300_000, scale))}
-	for i := range w.Bodies {
-		w.Bodies[i] = voice(i)
-		w.Raw += int64(len(w.Bodies[i]))
+// rows makes objects with as many rows of text each.
+func rows(objects, each int, object func(seed uint64, i, rows int) feed.Object) func(scale float64) (*Work, error) {
+	return func(scale float64) (*Work, error) {
+		w := &Work{}
+		for i := range share(objects, scale) {
+			o := object(1, i, each)
+			w.Keys, w.Objects = append(w.Keys, o.Key), append(w.Objects, o.Body)
+			w.Records += o.Records
+			if i == 0 {
+				raw, err := unpacked(o.Body)
+				if err != nil {
+					return nil, err
+				}
+				w.Raw = raw
+			}
+		}
+		w.Raw *= int64(len(w.Objects))
+		w.Unique = w.Records
+		return w, nil
 	}
-	w.Records, w.Unique = len(w.Bodies), len(w.Bodies)
-	return w, nil
 }
 
-// voice is the i-th event of a telephone system, as one message holds it. Source:
-// formats F-1.
-func voice(i int) string {
-	return fmt.Sprintf(`{"timestamp":"2026-01-05T12:%02d:%02d.%02dZ","type":"user","event":"user_added","callcenter":"tenant-%d","params":{"who":"op%d@example.org",`+
-		`"user":"user%d@example.org","access_group":"agent","session":"%08x-%d"}}`, i/6000%60, i/100%60, i%100, i%3, i%9, i, uint32(i)*2654435761, i)
+// unpacked is the size of a gzip file before compression.
+func unpacked(body []byte) (int64, error) {
+	z, err := gzip.NewReader(bytes.NewReader(body))
+	if err != nil {
+		return 0, err
+	}
+	return io.Copy(io.Discard, z)
+}
+
+// queued makes messages that are an event each.
+func queued(n int, bodies func(seed uint64, n int) []string) func(scale float64) (*Work, error) {
+	return func(scale float64) (*Work, error) {
+		w := &Work{Bodies: bodies(1, share(n, scale))}
+		for _, body := range w.Bodies {
+			w.Raw += int64(len(body)) + 1
+		}
+		w.Records, w.Unique = len(w.Bodies), len(w.Bodies)
+		return w, nil
+	}
 }
