@@ -31,6 +31,7 @@ const floorRole = "PENSTOCK_BENCH_FLOOR"
 // same time.
 type floor struct {
 	set     Set
+	bare    bool // see [Contender]
 	bodies  bool // the messages are the events
 	queue   string
 	sink    string
@@ -39,8 +40,8 @@ type floor struct {
 }
 
 // floorEnv is the floor's task.
-func floorEnv(set Set, bodies bool, queue, endpoint, sink, health string) string {
-	return floorRole + "=" + strings.Join([]string{set.Name, strconv.FormatBool(bodies), queue, endpoint, sink, health}, "|")
+func floorEnv(set Set, bare, bodies bool, queue, endpoint, sink, health string) string {
+	return floorRole + "=" + strings.Join([]string{set.Name, strconv.FormatBool(bare), strconv.FormatBool(bodies), queue, endpoint, sink, health}, "|")
 }
 
 // runFloor works until it is told to stop: four loops for objects, as many as penstock
@@ -49,8 +50,8 @@ func runFloor(ctx context.Context) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
 	task := strings.Split(os.Getenv(floorRole), "|")
-	if len(task) != 6 {
-		return fmt.Errorf("%s has %d parts, want 6", floorRole, len(task))
+	if len(task) != 7 {
+		return fmt.Errorf("%s has %d parts, want 7", floorRole, len(task))
 	}
 	set, err := setNamed(task[0])
 	if err != nil {
@@ -60,16 +61,16 @@ func runFloor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg.BaseEndpoint = aws.String(task[3])
+	cfg.BaseEndpoint = aws.String(task[4])
 	f := &floor{
-		set: set, bodies: task[1] == "true", queue: task[2], sink: task[4], queues: sqs.NewFromConfig(cfg),
+		set: set, bare: task[1] == "true", bodies: task[2] == "true", queue: task[3], sink: task[5], queues: sqs.NewFromConfig(cfg),
 		objects: s3.NewFromConfig(cfg, func(o *s3.Options) {
 			o.UsePathStyle, o.DisableLogOutputChecksumValidationSkipped = true, true
 			o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		}),
 	}
 	http.HandleFunc("/readyz", func(http.ResponseWriter, *http.Request) {})
-	server := &http.Server{Addr: task[5]} //nolint:gosec // for the bench alone
+	server := &http.Server{Addr: task[6]} //nolint:gosec // for the bench alone
 	go func() { _ = server.ListenAndServe() }()
 	loops := 4
 	if f.bodies {
@@ -101,9 +102,10 @@ func runFloor(ctx context.Context) error {
 // floorLoop is one of its loops, with what it uses again and again.
 type floorLoop struct {
 	*floor
-	zip    gzip.Reader
-	window []byte // for records, none of which is longer
-	out    bytes.Buffer
+	zip      gzip.Reader
+	window   []byte // for records, none of which is longer
+	document []byte
+	out      bytes.Buffer
 }
 
 // batch receives up to ten messages, posts what they bring, and deletes them.
@@ -188,6 +190,10 @@ const postBytes = 1_400_000
 func (f *floorLoop) record(record []byte) error {
 	if !f.set.ID(record) {
 		return errNoID
+	}
+	if f.set.Document != nil && !f.bare {
+		f.document = f.set.Document(f.document[:0], record)
+		record = f.document
 	}
 	f.out.Write(record)
 	f.out.WriteByte('\n')

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/penstock/penstock/services/demo/cloud"
@@ -19,6 +20,9 @@ type Contender struct {
 	Name string
 	// Binary is a build of penstock; "" is the floor.
 	Binary string
+	// Bare floors post lines of text as they are, instead of the documents that
+	// penstock makes of them.
+	Bare bool
 }
 
 // Result is one contender's run of one set.
@@ -68,19 +72,22 @@ type Options struct {
 	Extra string
 	// Profile is a file for a CPU profile; "" is none.
 	Profile string
+	// Sources share the work, each with a queue of its own; 0 is 1. Destinations get all
+	// of it, each one; 0 is 1. The floor knows one of each.
+	Sources, Destinations int
 }
 
 // site is what a contender reads from and writes to.
 type site struct {
-	aws      *cloud.Cloud
-	queueURL string
-	sink     *sink
-	dir      string
+	aws    *cloud.Cloud
+	queues []string // URLs
+	sinks  []*sink
+	dir    string
 }
 
 // openSite puts the objects of w there, without a word to anybody: the sender of notices
 // is not to be measured, and nothing is to be done before the contender is ready.
-func openSite(ctx context.Context, w *Work, seen func(body []byte)) (_ *site, err error) {
+func openSite(ctx context.Context, w *Work, o Options, seen func(body []byte)) (_ *site, err error) {
 	s := &site{}
 	defer func() {
 		if err != nil {
@@ -93,24 +100,44 @@ func openSite(ctx context.Context, w *Work, seen func(body []byte)) (_ *site, er
 	if s.aws, err = cloud.Start(ctx, cloud.Options{}); err != nil {
 		return nil, err
 	}
-	if s.queueURL, err = s.aws.CreateQueue(queue, nil); err != nil {
-		return nil, err
+	for i := range max(1, o.Sources) {
+		url, err := s.aws.CreateQueue(queueName(i), nil)
+		if err != nil {
+			return nil, err
+		}
+		s.queues = append(s.queues, url)
 	}
 	if err := s.aws.CreateBucket(bucket, cloud.BucketOptions{}); err != nil {
 		return nil, err
 	}
-	for i, body := range w.Objects {
-		if _, err := s.aws.Put(bucket, w.Keys[i], cloud.Object{Body: body, Quiet: true}); err != nil {
+	if err := s.put(w); err != nil {
+		return nil, err
+	}
+	for range max(1, o.Destinations) {
+		to, err := startSink(seen)
+		if err != nil {
 			return nil, err
 		}
+		s.sinks = append(s.sinks, to)
 	}
-	s.sink, err = startSink(seen)
-	return s, err
+	return s, nil
 }
 
+// put stores the objects of w.
+func (s *site) put(w *Work) error {
+	for i, body := range w.Objects {
+		if _, err := s.aws.Put(bucket, w.Keys[i], cloud.Object{Body: body, Quiet: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func queueName(i int) string { return fmt.Sprintf("bench-%d", i) }
+
 func (s *site) close() {
-	if s.sink != nil {
-		s.sink.close()
+	for _, to := range s.sinks {
+		to.close()
 	}
 	if s.aws != nil {
 		s.aws.Close()
@@ -118,6 +145,15 @@ func (s *site) close() {
 	if s.dir != "" {
 		_ = os.RemoveAll(s.dir)
 	}
+}
+
+// received is how many events each sink has, at least.
+func (s *site) received() int64 {
+	least := s.sinks[0].lines.Load()
+	for _, to := range s.sinks[1:] {
+		least = min(least, to.lines.Load())
+	}
+	return least
 }
 
 // start runs a contender on the site.
@@ -133,23 +169,25 @@ func (s *site) start(ctx context.Context, set Set, w *Work, c Contender, o Optio
 			return nil, err
 		}
 		cmd := exec.CommandContext(ctx, self)
-		cmd.Env = slices.Concat(os.Environ(), credentials, []string{floorEnv(set, len(w.Bodies) > 0, s.queueURL, s.aws.URL(), s.sink.url, health)})
+		cmd.Env = slices.Concat(os.Environ(), credentials, []string{floorEnv(set, c.Bare, len(w.Bodies) > 0, s.queues[0], s.aws.URL(), s.sinks[0].url, health)})
 		return start(ctx, cmd, health, health)
 	}
 	store := o.Store
 	if store == "" {
 		store = filepath.Join(s.dir, "store")
 	}
-	yaml := fmt.Sprintf(`bus: {store: %q, disk: 8GiB}
-sources:
-  - {name: bench, type: sqs, queue_url: %q, bucket_aws: {endpoint_url: %q, path_style: true}, %s}
-destinations:
-  - {name: web, type: http, url: %q}
-telemetry: {address: %q, private_address: %q, log_level: warn, log_format: json}
-%s
-`, store, s.queueURL, s.aws.URL(), set.Source, s.sink.url, health, private, o.Extra)
+	var yaml strings.Builder
+	fmt.Fprintf(&yaml, "bus: {store: %q, disk: 8GiB}\nsources:\n", store)
+	for i, url := range s.queues {
+		fmt.Fprintf(&yaml, "  - {name: bench-%d, type: sqs, queue_url: %q, bucket_aws: {endpoint_url: %q, path_style: true}, %s}\n", i, url, s.aws.URL(), set.Source)
+	}
+	yaml.WriteString("destinations:\n")
+	for i, to := range s.sinks {
+		fmt.Fprintf(&yaml, "  - {name: web-%d, type: http, url: %q}\n", i, to.url)
+	}
+	fmt.Fprintf(&yaml, "telemetry: {address: %q, private_address: %q, log_level: warn, log_format: json}\n%s\n", health, private, o.Extra)
 	config := filepath.Join(s.dir, "penstock.yaml")
-	if err := os.WriteFile(config, []byte(yaml), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(yaml.String()), 0o600); err != nil {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, c.Binary, "run", "--config", config) //nolint:gosec // the program to measure
@@ -159,7 +197,7 @@ telemetry: {address: %q, private_address: %q, log_level: warn, log_format: json}
 
 // measure has one contender do the work once.
 func measure(ctx context.Context, set Set, w *Work, c Contender, o Options) (r Result, err error) {
-	s, err := openSite(ctx, w, nil)
+	s, err := openSite(ctx, w, o, nil)
 	if err != nil {
 		return r, err
 	}
@@ -192,8 +230,8 @@ func measure(ctx context.Context, set Set, w *Work, c Contender, o Options) (r R
 	began, own := time.Now(), ownCPU()
 	sent := make(chan error, 1)
 	go func() { sent <- s.announce(w) }()
-	err = p.await(ctx, func() bool { return s.sink.lines.Load() >= wanted })
-	r.Received = s.sink.lines.Load()
+	err = p.await(ctx, func() bool { return s.received() >= wanted })
+	r.Received = s.received()
 	if err != nil {
 		return r, fmt.Errorf("set %s, %s: %d of %d events arrived: %w", set.Name, c.Name, r.Received, wanted, err)
 	}
@@ -216,22 +254,26 @@ func measure(ctx context.Context, set Set, w *Work, c Contender, o Options) (r R
 		return r, err
 	}
 	r.CPUTotal = r.User + r.System
-	if r.Received = s.sink.lines.Load(); r.Received != wanted {
+	if r.Received = s.received(); r.Received != wanted {
 		return r, fmt.Errorf("set %s, %s: %d events arrived, want %d", set.Name, c.Name, r.Received, wanted)
 	}
 	return r, nil
 }
 
-// announce sends all that there is: a notice for each object, or the events.
+// announce sends all that there is, to all sources alike: a notice for each object, or
+// the events.
 func (s *site) announce(w *Work) error {
-	for i := 0; i < w.Pieces(); i += 100 {
-		batch := make([]string, 0, 100)
-		for k := i; k < min(i+100, w.Pieces()); k++ {
-			batch = append(batch, s.message(w, k, time.Now()))
+	batches := make([][]string, len(s.queues))
+	for i := range w.Pieces() {
+		q := i % len(batches)
+		batches[q] = append(batches[q], s.message(w, i, time.Now()))
+		if len(batches[q]) < 100 && i < w.Pieces()-len(batches) {
+			continue
 		}
-		if _, err := s.aws.Send(queue, batch...); err != nil {
+		if _, err := s.aws.Send(queueName(q), batches[q]...); err != nil {
 			return err
 		}
+		batches[q] = batches[q][:0]
 	}
 	return nil
 }

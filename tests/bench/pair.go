@@ -4,12 +4,23 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 )
 
-// floorName is the contender that promises nothing.
-const floorName = "floor"
+// The contenders that promise nothing.
+const (
+	floorName = "floor"
+	bareName  = "bare floor"
+)
+
+// floors are those of a set.
+func floors(set Set) []Contender {
+	all := []Contender{{Name: floorName}}
+	if set.Document != nil {
+		all = append(all, Contender{Name: bareName, Bare: true})
+	}
+	return all
+}
 
 // Pair is some contenders' runs of one set, taken in turn.
 type Pair struct {
@@ -21,8 +32,8 @@ type Pair struct {
 
 // takeTurns has all contenders do the set once in each round, beginning with another one
 // each time, so that what else the machine does meets them alike.
-func takeTurns(ctx context.Context, set Set, scale float64, rounds int, contenders []Contender, o Options) (*Pair, error) {
-	fmt.Fprintf(os.Stderr, "bench: generating %s × %.2g: %s\n", set.Name, scale, set.About)
+func takeTurns(ctx context.Context, set Set, scale float64, rounds int, contenders []Contender, o Options, say io.Writer) (*Pair, error) {
+	fmt.Fprintf(say, "bench: generating %s × %.2g: %s\n", set.Name, scale, set.About)
 	w, err := set.Make(scale)
 	if err != nil {
 		return nil, err
@@ -35,7 +46,7 @@ func takeTurns(ctx context.Context, set Set, scale float64, rounds int, contende
 			if err != nil {
 				return p, err
 			}
-			fmt.Fprintf(os.Stderr, "bench: %s round %d, %-9s %6.2f CPU s per 1 M events, %8.0f events/s, %4.0f MiB, %.2f allocations an event\n",
+			fmt.Fprintf(say, "bench: %s round %d, %-11s %6.2f CPU s per 1 M events, %8.0f events/s, %4.0f MiB, %.2f allocations an event\n",
 				set.Name, i+1, c.Name+":", r.PerMillion(), r.Rate(), r.PeakRSSMiB, r.MallocsPerEvent())
 			p.Results = append(p.Results, r)
 		}
@@ -61,6 +72,12 @@ func median(sorted []float64) float64 {
 		return 0
 	}
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
+}
+
+// medianOf sorts.
+func medianOf(values []float64) float64 {
+	slices.Sort(values)
+	return median(values)
 }
 
 // ratio is the medians' CPU of one contender by that of another.

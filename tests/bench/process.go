@@ -160,10 +160,13 @@ func (p *process) allocated() (m memStats, err error) {
 // so far, VmRSS what it has. What the system tells of a process that has ended is of no
 // use: that begins with what its parent, this program, had when it started it. 0 says
 // that it is not known. Source: proc(5); getrusage(2).
-func (p *process) memory(line string) float64 { return memoryOf(p.cmd.Process.Pid, line) }
+func (p *process) memory(line string) float64 {
+	return memoryOf(strconv.Itoa(p.cmd.Process.Pid), line)
+}
 
-func memoryOf(pid int, line string) float64 {
-	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // absent elsewhere than on Linux
+// memoryOf is the same of a process id, or "self".
+func memoryOf(pid, line string) float64 {
+	data, _ := os.ReadFile("/proc/" + pid + "/status") // absent elsewhere than on Linux
 	_, rest, _ := strings.Cut(string(data), line+":")
 	fields := strings.Fields(rest)
 	if len(fields) == 0 {

@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/penstock/penstock/services/demo/feed"
 )
@@ -28,6 +30,11 @@ type Set struct {
 	Header int
 	Split  bufio.SplitFunc // nil: a body is one record
 	ID     func(record []byte) bool
+	// Document makes a row a JSON object, as what comes out of penstock is one; nil: it
+	// is one already.
+	Document func(dst, record []byte) []byte
+	// Limit is the goal for penstock's CPU by that of the floor; 0: none.
+	Limit float64
 }
 
 // Work is a generated set.
@@ -69,26 +76,34 @@ var sets = []Set{
 		Name: "vpc", About: "1 M VPC flow log rows in 100 objects",
 		Make:   rows(100, 10_000, feed.BulkVPCFlow),
 		Source: readObjects, Header: 1, Split: bufio.ScanLines, ID: field(3, ' '), // the interface
+		Document: documents(' ', vpcColumns),
+		Limit:    2.5,
 	},
 	{
 		Name: "cloudfront", About: "500 k CloudFront access log rows in 100 objects",
 		Make:   rows(100, 5000, feed.BulkCloudFront),
 		Source: readObjects, Header: 2, Split: bufio.ScanLines, ID: field(15, '\t'), // the request
+		Document: documents('\t', cloudFrontColumns),
+		Limit:    2.5,
 	},
 	{
 		Name: "umbrella", About: "500 k Umbrella DNS log rows in 100 objects",
 		Make:   rows(100, 5000, feed.BulkUmbrellaDNS),
 		Source: readObjects, Split: bufio.ScanLines, ID: field(2, ','), // the identity
+		Document: cells(umbrellaColumns),
+		Limit:    2.5,
 	},
 	{
 		Name: "voiso", About: "300 k Voiso events in as many SQS messages",
 		Make:   queued(300_000, feed.BulkVoiso),
 		Source: readBodies("voiso"), ID: contains(`"event":"`),
+		Limit: 2.5,
 	},
 	{
 		Name: "eventbridge", About: "200 k EventBridge events in as many SQS messages",
 		Make:   queued(200_000, feed.BulkEventBridge),
 		Source: readBodies("eventbridge"), ID: contains(`"id":"`),
+		Limit: 2.5,
 	},
 }
 
@@ -105,7 +120,7 @@ func setNamed(name string) (Set, error) {
 	return sets[i], nil
 }
 
-const bucket, queue = "bench-trail", "bench"
+const bucket = "bench-trail"
 
 // readObjects reads the objects that messages announce.
 const readObjects = "buckets: [" + bucket + "], wait_time: 5s"
@@ -129,20 +144,25 @@ func generate(o feed.Options) (*Work, error) {
 	o.Seed, o.Bucket, o.Level = 1, bucket, 6
 	set := feed.CloudTrail(o)
 	w := &Work{Keys: make([]string, set.Len()), Objects: make([][]byte, set.Len()), Unique: set.Unique()}
+	var g errgroup.Group
+	g.SetLimit(runtime.NumCPU())
 	for i := range w.Objects {
-		var b bytes.Buffer
-		if err := set.WriteGzip(&b, i); err != nil {
-			return nil, err
-		}
-		w.Keys[i], w.Objects[i] = set.Key(i), bytes.Clone(b.Bytes())
 		w.Records += set.Records(i)
+		g.Go(func() error {
+			var b bytes.Buffer
+			if err := set.WriteGzip(&b, i); err != nil {
+				return err
+			}
+			w.Keys[i], w.Objects[i] = set.Key(i), bytes.Clone(b.Bytes())
+			return nil
+		})
 	}
 	sample, size := min(set.Records(0), 2000), int64(0)
 	for k := range sample {
 		size += int64(len(set.Record(nil, 0, k))) + 1
 	}
 	w.Raw = size * int64(w.Records) / int64(sample)
-	return w, nil
+	return w, g.Wait()
 }
 
 // rows makes objects with as many rows of text each.

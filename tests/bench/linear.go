@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"runtime"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/penstock/penstock/services/demo/feed"
+)
+
+// Line is the CPU time of an event against a number of something.
+type Line struct {
+	Name string `json:"name"`
+	// Unit of X, in the plural.
+	Unit   string  `json:"unit"`
+	Points []Point `json:"points"`
+	// Note says what is measured, where that is not obvious.
+	Note string `json:"note"`
+}
+
+// Point is one measurement.
+type Point struct {
+	X float64 `json:"x"`
+	// CPU time of an event, in µs: of each destination, in the line of destinations.
+	CPU float64 `json:"cpu_us_per_event"`
+	// Runs that CPU is the median of.
+	Runs int `json:"runs"`
+}
+
+// spread is how far the dearest point is above the cheapest, as a share of their middle,
+// halved: 0.1 is ± 10 %.
+func (l Line) spread() float64 {
+	least, most := math.Inf(1), 0.0
+	for _, p := range l.Points {
+		least, most = min(least, p.CPU), max(most, p.CPU)
+	}
+	return (most - least) / (most + least)
+}
+
+// lines measures all of them. Scale shortens each and leaves out what would be too much.
+func lines(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) ([]Line, error) {
+	var all []Line
+	for _, one := range []func(context.Context, Contender, Options, float64, io.Writer) (Line, error){
+		lineOfEvents, lineOfSources, lineOfDestinations, lineOfTypes,
+	} {
+		l, err := one(ctx, c, o, scale, say)
+		if err != nil {
+			return all, fmt.Errorf("line of %s: %w", l.Unit, err)
+		}
+		fmt.Fprintf(say, "bench: line of %s: ± %.0f %%\n", l.Unit, l.spread()*100)
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+// lineOfEvents has one process deliver ever more events, one lot after the other. What
+// start-up costs is outside: the CPU time of a lot is that from its announcement until
+// it is done, in a process that has delivered 20,000 events before.
+func lineOfEvents(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) (Line, error) {
+	l := Line{Name: "Events", Unit: "events", Note: "lots of one process, after 20,000 events to warm up; CPU from a lot's announcement until it is done"}
+	const records = 2000
+	type lot struct{ objects, runs int }
+	lots := []lot{{10, 1}, {5, 7}, {50, 3}}
+	for n := 500; n <= int(5000*scale); n *= 10 {
+		lots = append(lots, lot{n, 1})
+	}
+	total := 0
+	for _, t := range lots {
+		total += t.objects * t.runs
+	}
+	fmt.Fprintf(say, "bench: generating %d events\n", total*records)
+	w, err := trail(total, records, 0.01)(1)
+	if err != nil {
+		return l, err
+	}
+	set := feed.CloudTrail(feed.Options{Seed: 1, Objects: total, RecordsPerObject: feed.Fixed(records), DuplicateShare: 0.01, Bucket: bucket})
+	s, err := openSite(ctx, w, o, nil)
+	if err != nil {
+		return l, err
+	}
+	defer s.close()
+	million, err := setNamed("million")
+	if err != nil {
+		return l, err
+	}
+	p, err := s.start(ctx, million, w, c, o)
+	if err != nil {
+		return l, err
+	}
+	defer p.kill()
+	runtime.GC()
+	from, wanted := 0, int64(0)
+	for i, t := range lots {
+		var used []float64
+		for range t.runs {
+			part := &Work{Keys: w.Keys[from : from+t.objects], Objects: w.Objects[from : from+t.objects]}
+			for k := range t.objects {
+				for _, dup := range set.EventIDs(from + k) {
+					if !dup {
+						wanted++
+					}
+				}
+			}
+			from += t.objects
+			before, err := p.cpu()
+			if err != nil {
+				return l, err
+			}
+			if err := s.announce(part); err != nil {
+				return l, err
+			}
+			if err := p.await(ctx, func() bool { return s.received() >= wanted }); err != nil {
+				return l, fmt.Errorf("%d of %d events arrived: %w", s.received(), wanted, err)
+			}
+			after, err := p.cpu()
+			if err != nil {
+				return l, err
+			}
+			used = append(used, (after-before)/float64(t.objects*records)*1e6)
+		}
+		if i == 0 {
+			continue // to warm up
+		}
+		l.Points = append(l.Points, Point{X: float64(t.objects * records), CPU: medianOf(used), Runs: t.runs})
+		fmt.Fprintf(say, "bench: %d events: %.2f µs an event\n", t.objects*records, l.Points[len(l.Points)-1].CPU)
+	}
+	_, _, err = p.stop()
+	return l, err
+}
+
+// repeated measures the same twice and more, and returns the median.
+func repeated(ctx context.Context, set Set, w *Work, c Contender, o Options, runs int) (float64, error) {
+	var all []float64
+	for range runs {
+		r, err := measure(ctx, set, w, c, o)
+		if err != nil {
+			return 0, err
+		}
+		all = append(all, r.PerMillion())
+	}
+	return medianOf(all), nil
+}
+
+// lineOfSources divides the same objects among ever more sources.
+func lineOfSources(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) (Line, error) {
+	l := Line{Name: "Sources", Unit: "sources", Note: "the same objects of 500 events, divided among queues of their own"}
+	w, err := trail(max(200, int(2000*scale)), 500, 0)(1)
+	if err != nil {
+		return l, err
+	}
+	set, err := setNamed("million")
+	if err != nil {
+		return l, err
+	}
+	for _, n := range []int{1, 10, 50, 200} {
+		o.Sources = n
+		if err := l.measure(ctx, set, w, c, o, n, say); err != nil {
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+// lineOfDestinations sends the same to ever more destinations.
+func lineOfDestinations(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) (Line, error) {
+	l := Line{Name: "Destinations", Unit: "destinations", Note: "CPU of one destination more: what all of them cost above the first, divided by their number"}
+	w, err := trail(max(25, int(250*scale)), 2000, 0)(1)
+	if err != nil {
+		return l, err
+	}
+	set, err := setNamed("million")
+	if err != nil {
+		return l, err
+	}
+	one := Line{Unit: "destination"}
+	if err := one.measure(ctx, set, w, c, o, 1, say); err != nil {
+		return l, err
+	}
+	for _, n := range []int{2, 5, 10, 20} {
+		o.Destinations = n
+		if err := l.measure(ctx, set, w, c, o, n, say); err != nil {
+			return l, err
+		}
+		last := &l.Points[len(l.Points)-1]
+		last.CPU = (last.CPU - one.Points[0].CPU) / float64(n-1)
+	}
+	return l, nil
+}
+
+// lineOfTypes gives the same events ever more types.
+func lineOfTypes(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) (Line, error) {
+	l := Line{Name: "Event types", Unit: "event types", Note: "JSON lines of 300 bytes, 5,000 in an object"}
+	for _, n := range []int{1, 10, 100, 500} {
+		set, w, err := typed(max(40, int(400*scale)), 5000, n)
+		if err != nil {
+			return l, err
+		}
+		if err := l.measure(ctx, set, w, c, o, n, say); err != nil {
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+// measure adds a point: the median of three runs.
+func (l *Line) measure(ctx context.Context, set Set, w *Work, c Contender, o Options, x int, say io.Writer) error {
+	const runs = 3
+	cpu, err := repeated(ctx, set, w, c, o, runs)
+	if err != nil {
+		return fmt.Errorf("%d: %w", x, err)
+	}
+	l.Points = append(l.Points, Point{X: float64(x), CPU: cpu, Runs: runs})
+	fmt.Fprintf(say, "bench: %d %s: %.2f µs an event\n", x, l.Unit, cpu)
+	return nil
+}
+
+// typed makes objects of JSON lines with so many event types, evenly.
+func typed(objects, each, types int) (Set, *Work, error) {
+	set := Set{
+		Name: "typed", About: "JSON lines",
+		Source: readObjects + ", format: {type: json, id_field: id, time_field: ts, event_type: bench, event_type_field: kind}, auto_event_type: true",
+	}
+	w := &Work{}
+	n := 0
+	for i := range objects {
+		var packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		for range each {
+			k, err := fmt.Fprintf(z, `{"id":"%016x%08x","ts":"2026-01-05T12:%02d:%02dZ","kind":"kind-%03d","user":"user-%d","address":"198.18.%d.%d","session":"%016x","text":"%s"}`+"\n",
+				uint64(n)*0x9e3779b97f4a7c15, n, n/60%60, n%60, n%types, n%97, n>>8&255, n&255, uint64(n)*0xd6e8feb86659fd93,
+				"a line of an application that says what it has done, to whom and why, in about so many words")
+			if err != nil {
+				return set, nil, err
+			}
+			w.Raw += int64(k)
+			n++
+		}
+		if err := z.Close(); err != nil {
+			return set, nil, err
+		}
+		w.Keys, w.Objects = append(w.Keys, fmt.Sprintf("app/%05d.ndjson.gz", i)), append(w.Objects, packed.Bytes())
+	}
+	w.Records, w.Unique = n, n
+	return set, w, nil
+}

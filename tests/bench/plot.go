@@ -1,0 +1,3 @@
+package main
+
+func publish(report, doc string) error { return nil }
