@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -37,6 +38,8 @@ const (
 	fullAt     = 0.80
 	trimTo     = 0.70
 	keeperTick = time.Second
+	// keeperCalm is how often streams are looked at that do not change.
+	keeperCalm = 5 * time.Second
 	// yieldAt is from where on replays hold nothing back: they send what has got
 	// there before, and a full log would stop what is live.
 	yieldAt = 0.90
@@ -112,6 +115,7 @@ type held struct {
 	value    leaseValue
 	revision uint64
 	since    time.Time // when the key was seen to change
+	mine     bool      // as of the last write
 }
 
 // renew tells whether the lease is ours, and takes it when it is free.
@@ -121,6 +125,11 @@ func (h *held) renew(ctx context.Context) (bool, error) {
 	kv, err := h.bus.bucket(ctx, leaseBucket)
 	if err != nil {
 		return false, errLease.New(err, "open the bucket %s", leaseBucket)
+	}
+	if h.mine { // nobody else writes what is ours, or the write says so
+		if mine, err := h.write(ctx, kv); err != nil || mine {
+			return mine, err
+		}
 	}
 	entry, err := kv.Get(ctx, h.key)
 	switch {
@@ -135,12 +144,17 @@ func (h *held) renew(ctx context.Context) (bool, error) {
 		h.value = leaseValue{}
 		_ = json.Unmarshal(entry.Value(), &h.value) // what cannot be read is nobody's
 	}
-	me := h.bus.options.Name
-	if h.value.Owner != "" && h.value.Owner != me && time.Since(h.since) < leaseExpiry {
+	if me := h.bus.options.Name; h.value.Owner != "" && h.value.Owner != me && time.Since(h.since) < leaseExpiry {
 		return false, nil
 	}
+	return h.write(ctx, kv)
+}
+
+// write writes the key anew, as ours, unless it has changed since we saw it.
+func (h *held) write(ctx context.Context, kv jetstream.KeyValue) (mine bool, err error) {
+	defer func() { h.mine = mine }()
 	next := h.value
-	next.Owner = me
+	next.Owner = h.bus.options.Name
 	next.Beat++
 	data, _ := json.Marshal(next) // cannot fail
 	var revision uint64
@@ -191,9 +205,10 @@ func (b *Bus) keeper(ctx context.Context, streams []Stream) error {
 		defer func() { _ = full.Unsubscribe() }()
 		events = events || s.Name == Events
 	}
-	tick := time.NewTicker(keeperTick)
+	tick := time.NewTimer(keeperTick)
 	defer tick.Stop()
 	var tidied time.Time
+	was := map[string]uint64{} // the last sequence of each
 	for {
 		if events && time.Since(tidied) > replaysEvery {
 			tidied = time.Now()
@@ -205,11 +220,26 @@ func (b *Bus) keeper(ctx context.Context, streams []Stream) error {
 				b.log.Warn("readers of replays could not be looked at, trying on", "err", err)
 			}
 		}
+		wait := keeperCalm
+		infos, err := b.infos(ctx, streams)
+		if err != nil && ctx.Err() == nil {
+			b.log.Warn("streams could not be looked at, trying on", "err", err)
+		}
 		for _, s := range streams {
-			if err := b.trim(ctx, s, time.Now()); err != nil && ctx.Err() == nil {
+			info := infos[s.Name]
+			if info == nil {
+				wait = keeperTick
+				continue
+			}
+			if err := b.trimOf(ctx, s, info, time.Now()); err != nil && ctx.Err() == nil {
 				b.log.Warn("stream could not be trimmed, trying on", "stream", s.Name, "err", err)
+				wait = keeperTick
+			}
+			if info.State.LastSeq != was[s.Name] {
+				wait, was[s.Name] = keeperTick, info.State.LastSeq
 			}
 		}
+		tick.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -225,16 +255,37 @@ func (b *Bus) keeper(ctx context.Context, streams []Stream) error {
 	}
 }
 
-// trim removes history of one stream that is too old or too much, never what is
-// held.
-func (b *Bus) trim(ctx context.Context, s Stream, now time.Time) error {
+// infos looks at streams, by name. Those that could not be looked at are not in it.
+func (b *Bus) infos(ctx context.Context, streams []Stream) (map[string]*jetstream.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	stream, err := b.js.Stream(ctx, s.Name)
+	infos := map[string]*jetstream.StreamInfo{}
+	var errs []error
+	for _, s := range streams {
+		stream, err := b.js.Stream(ctx, s.Name)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("stream %s: %w", s.Name, err))
+			continue
+		}
+		infos[s.Name] = stream.CachedInfo()
+	}
+	return infos, errors.Join(errs...)
+}
+
+// trim looks at one stream and trims it.
+func (b *Bus) trim(ctx context.Context, s Stream, now time.Time) error {
+	infos, err := b.infos(ctx, []Stream{s})
 	if err != nil {
 		return err
 	}
-	info := stream.CachedInfo()
+	return b.trimOf(ctx, s, infos[s.Name], now)
+}
+
+// trimOf removes history of one stream that is too old or too much, never what is
+// held.
+func (b *Bus) trimOf(ctx context.Context, s Stream, info *jetstream.StreamInfo, now time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
 	state := info.State
 	streamBytes.WithLabelValues(s.Name).Set(float64(state.Bytes))
 	streamLimit.WithLabelValues(s.Name).Set(float64(info.Config.MaxBytes))
@@ -243,7 +294,7 @@ func (b *Bus) trim(ctx context.Context, s Stream, now time.Time) error {
 	}
 	// The stream's last sequence was read before the consumers are asked: a
 	// consumer that then has nothing left has all up to it, as far as its server knows.
-	floor, idle, err := b.floor(ctx, s, stream, state.LastSeq)
+	floor, idle, err := b.floor(ctx, s, info, state.LastSeq)
 	if err != nil {
 		return err
 	}
@@ -262,7 +313,7 @@ func (b *Bus) trim(ctx context.Context, s Stream, now time.Time) error {
 		keep = s.Keep
 	}
 	if cutoff := now.Add(-keep); state.FirstTime.Before(cutoff) {
-		old, err := b.lastBefore(ctx, stream, state, cutoff)
+		old, err := b.lastBefore(ctx, s.Name, state, cutoff)
 		if err != nil {
 			return err
 		}
@@ -288,6 +339,10 @@ func (b *Bus) trim(ctx context.Context, s Stream, now time.Time) error {
 		return nil
 	}
 	// Purge takes the first sequence that stays.
+	stream, err := b.js.Stream(ctx, s.Name)
+	if err != nil {
+		return err
+	}
 	if err := stream.Purge(ctx, jetstream.WithPurgeSequence(to+1)); err != nil {
 		return err
 	}
@@ -298,12 +353,11 @@ func (b *Bus) trim(ctx context.Context, s Stream, now time.Time) error {
 
 // floor is the last sequence that nobody needs any more, by what the consumers say. idle
 // are those that say they have all, of what they read of the stream.
-func (b *Bus) floor(ctx context.Context, s Stream, stream jetstream.Stream, last uint64) (floor uint64, idle []*jetstream.ConsumerInfo, err error) {
+func (b *Bus) floor(ctx context.Context, s Stream, info *jetstream.StreamInfo, last uint64) (floor uint64, idle []*jetstream.ConsumerInfo, err error) {
 	floor = last
 	if s.Hold == HoldNothing {
 		return floor, nil, nil
 	}
-	info := stream.CachedInfo()
 	crowded := info.Config.MaxBytes > 0 && float64(info.State.Bytes) > yieldAt*float64(info.Config.MaxBytes)
 	consumers, missing, err := b.consumersOf(ctx, s.Name)
 	if err != nil {
@@ -369,9 +423,13 @@ func (b *Bus) floor(ctx context.Context, s Stream, stream jetstream.Stream, last
 }
 
 // lastBefore finds the last sequence stored before cutoff, by halving.
-func (b *Bus) lastBefore(ctx context.Context, stream jetstream.Stream, state jetstream.StreamState, cutoff time.Time) (uint64, error) {
+func (b *Bus) lastBefore(ctx context.Context, name string, state jetstream.StreamState, cutoff time.Time) (uint64, error) {
 	if state.LastTime.Before(cutoff) {
 		return state.LastSeq, nil
+	}
+	stream, err := b.js.Stream(ctx, name)
+	if err != nil {
+		return 0, err
 	}
 	low, high := state.FirstSeq, state.LastSeq // low is before the cutoff, high is not
 	for high-low > 1 {

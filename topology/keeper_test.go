@@ -168,7 +168,7 @@ func TestKeeperFindsTheAgeByHalving(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, cut := range []int{1, 17, 49} {
-		got, err := b.lastBefore(t.Context(), s, s.CachedInfo().State, times[cut])
+		got, err := b.lastBefore(t.Context(), s.CachedInfo().Config.Name, s.CachedInfo().State, times[cut])
 		if err != nil || got != uint64(cut) {
 			t.Errorf("before message %d: %d, %v", cut+1, got, err)
 		}

@@ -143,6 +143,7 @@ func (l *Lane) watchLag(ctx context.Context) {
 	}()
 	tick := time.NewTicker(laneTick)
 	defer tick.Stop()
+	var calm lagCalm
 	for {
 		l.lag.mu.Lock()
 		consumer, done, inHand := l.lag.consumer, l.lag.done, l.lag.inHand
@@ -154,6 +155,7 @@ func (l *Lane) watchLag(ctx context.Context) {
 			if look = err == nil; look {
 				info := c.CachedInfo()
 				frames = float64(info.NumPending) + float64(info.Delivered.Consumer-min(done, info.Delivered.Consumer))
+				calm.saw(frames, info.Delivered.Stream)
 			}
 			if frames > 0 {
 				size = l.bus.meanSize(ask, Parsed)
@@ -170,10 +172,15 @@ func (l *Lane) watchLag(ctx context.Context) {
 		case look && frames == 0:
 			laneSeconds.WithLabelValues(lane).Set(0)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if !calm.passOver() {
+				break
+			}
 		}
 	}
 }
@@ -184,6 +191,28 @@ const laneTick = 3 * time.Second
 // lagTick is how often the lag is looked at.
 const lagTick = 5 * time.Second
 
+// lagCalm tells which looks at a lag are spared: two of three, while nothing is behind
+// and nothing comes.
+type lagCalm struct {
+	delivered uint64 // the last sequence that was given out
+	calm      bool
+	spared    int
+}
+
+func (l *lagCalm) saw(behind float64, delivered uint64) {
+	l.calm = behind == 0 && delivered == l.delivered
+	l.delivered = delivered
+}
+
+func (l *lagCalm) passOver() bool {
+	if !l.calm || l.spared == 2 {
+		l.spared = 0
+		return false
+	}
+	l.spared++
+	return true
+}
+
 // watchLag asks the server how many messages there are for a consumer, and when idle
 // how old they are: else that is known from those that come.
 func (b *Bus) watchLag(ctx context.Context, c Consumer, idle bool) {
@@ -191,19 +220,26 @@ func (b *Bus) watchLag(ctx context.Context, c Consumer, idle bool) {
 	defer tick.Stop()
 	// The oldest message stays the same while nobody reads: it is looked for once.
 	var since time.Time
+	var calm lagCalm
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		if calm.passOver() {
+			continue
+		}
 		look, cancel := context.WithTimeout(ctx, 3*time.Second)
 		consumer, err := b.js.Consumer(look, c.Stream, c.Durable)
 		if err == nil {
 			info := consumer.CachedInfo()
 			behind := float64(info.NumPending) + float64(info.NumAckPending)
+			calm.saw(behind, info.Delivered.Stream)
 			lagFrames.WithLabelValues(c.label()).Set(behind)
-			if size := b.meanSize(look, c.Stream); behind == 0 || size > 0 {
+			if behind == 0 {
+				lagBytes.WithLabelValues(c.label()).Set(0)
+			} else if size := b.meanSize(look, c.Stream); size > 0 {
 				lagBytes.WithLabelValues(c.label()).Set(behind * size)
 			}
 			switch {

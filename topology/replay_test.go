@@ -72,7 +72,7 @@ func TestKeeperForgetsReplays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if floor, _, err := b.floor(t.Context(), Flow[4], stream, 3); err != nil || floor != 1 {
+	if floor, _, err := b.floor(t.Context(), Flow[4], stream.CachedInfo(), 3); err != nil || floor != 1 {
 		t.Errorf("a replay from 2 on holds the log at %d, %v", floor, err)
 	}
 	if err := b.tidyReplays(t.Context(), stream); err != nil {

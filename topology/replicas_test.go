@@ -116,7 +116,7 @@ func TestClusterWithANodeAway(t *testing.T) {
 			if err != nil {
 				return false
 			}
-			at, _, err = b.floor(t.Context(), row(Events), s, 1)
+			at, _, err = b.floor(t.Context(), row(Events), s.CachedInfo(), 1)
 			return err == nil
 		})
 		return at

@@ -83,7 +83,8 @@ type Deps struct {
 	Version string
 	// Log gets what goes wrong, and who logs in. Default slog.Default().
 	Log *slog.Logger
-	// Every is how often the state of the pipeline is sampled. Default 5 s.
+	// Every is how often the state of the pipeline is sampled while somebody looks.
+	// Default 5 s.
 	Every time.Duration
 }
 
@@ -110,7 +111,11 @@ type Console struct {
 	// now is the last look at the pipeline, history those before.
 	now     atomic.Pointer[sample]
 	history history
-	looks   looks
+	// asked is when somebody wanted to see the last look, in Unix nanoseconds; wake has the
+	// next one taken now.
+	asked atomic.Int64
+	wake  chan struct{}
+	looks looks
 }
 
 // Limits of the server.
@@ -126,6 +131,8 @@ const (
 	writeTime      = 30 * time.Second // for an answer to be taken
 	stopTimeout    = 3 * time.Second  // for requests in hand at the end
 	sampleEvery    = 5 * time.Second
+	sampleUnseen   = coarse // instead, while nobody has looked for unseenAfter
+	unseenAfter    = time.Minute
 	sampleWithin   = 5 * time.Second
 )
 
@@ -144,7 +151,7 @@ func New(cfg Config, deps Deps) (*Console, error) {
 	if deps.Every == 0 {
 		deps.Every = sampleEvery
 	}
-	c := &Console{cfg: cfg, deps: deps, log: deps.Log, room: make(chan struct{}, maxRequests), lobby: make(chan struct{}, maxStrangers), searches: make(chan struct{}, maxSearches), stopping: make(chan struct{})}
+	c := &Console{cfg: cfg, deps: deps, log: deps.Log, room: make(chan struct{}, maxRequests), lobby: make(chan struct{}, maxStrangers), searches: make(chan struct{}, maxSearches), stopping: make(chan struct{}), wake: make(chan struct{}, 1)}
 	_, _ = rand.Read(c.key[:]) // never fails
 	c.gate = newGate(cfg, c.key, c.log)
 	c.handler = c.routes()

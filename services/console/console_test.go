@@ -243,7 +243,7 @@ func TestBusIsLost(t *testing.T) {
 
 func TestAssets(t *testing.T) {
 	b := newBrowser(t, bare(t, guarded(t))) // not logged in: the login page needs them
-	for name, a := range assets {
+	for name, a := range assets() {
 		path, err := assetPath(name)
 		if err != nil {
 			t.Fatal(err)

@@ -119,7 +119,7 @@ func (c *Console) configured() status.Configured {
 
 // last is the last look at the pipeline, with nothing in it before the first.
 func (c *Console) last() *sample {
-	if s := c.now.Load(); s != nil {
+	if s := c.latest(); s != nil {
 		return s
 	}
 	return &sample{}

@@ -432,7 +432,7 @@ func (r *request) fail(err error) {
 // away tells whether the bus did not answer when it was last asked. Before that it is
 // not known.
 func (c *Console) away() bool {
-	now := c.now.Load()
+	now := c.latest()
 	return now != nil && now.err != nil
 }
 

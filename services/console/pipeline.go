@@ -83,7 +83,7 @@ const maxProblems = 12
 
 // pipeline is the view of the last sample. It asks nobody.
 func (c *Console) pipeline() pipelineView {
-	now := c.now.Load()
+	now := c.latest()
 	if now == nil || now.seen.IsZero() {
 		return pipelineView{}
 	}

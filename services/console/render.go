@@ -16,6 +16,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/penstock/penstock/messages/fault"
@@ -38,7 +39,8 @@ type asset struct {
 	data, small []byte // as it is, and gzipped
 }
 
-var assets = loadAssets()
+// assets are made when a browser asks for the first time: most processes serve none.
+var assets = sync.OnceValue(loadAssets)
 
 // loadAssets panics when what is built in cannot be read.
 func loadAssets() map[string]asset {
@@ -70,7 +72,7 @@ func loadAssets() map[string]asset {
 }
 
 func assetPath(name string) (string, error) {
-	a, ok := assets[name]
+	a, ok := assets()[name]
 	if !ok {
 		return "", fmt.Errorf("no asset %s", name)
 	}
@@ -78,7 +80,7 @@ func assetPath(name string) (string, error) {
 }
 
 func serveAsset(w http.ResponseWriter, r *http.Request) {
-	a, ok := assets[r.PathValue("name")]
+	a, ok := assets()[r.PathValue("name")]
 	if !ok || a.hash != r.PathValue("hash") {
 		http.NotFound(w, r)
 		return
@@ -154,13 +156,18 @@ type maker interface {
 }
 
 // templates has the templates of all pages in one set: names begin with that of the page.
-var templates maker = func() *markup.Set {
+var templates maker = pageSet(sync.OnceValue(func() *markup.Set {
 	set, err := markup.Parse(escapedPages, pageFuncs, pageMethods)
 	if err != nil {
 		panic(err)
 	}
 	return set
-}()
+}))
+
+// pageSet parses what is built in when the first page is made: it takes some MiB.
+type pageSet func() *markup.Set
+
+func (s pageSet) Execute(name string, data any) (string, error) { return s().Execute(name, data) }
 
 // num prints a whole number with separators: 1,234,567.
 func num(v any) string {

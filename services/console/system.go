@@ -38,12 +38,12 @@ type streamView struct {
 
 // topologyView is the view of the last sample. It asks nobody.
 func (c *Console) topologyView() topologyView {
-	now := c.now.Load()
+	now := c.latest()
 	if now == nil || now.seen.IsZero() {
 		return topologyView{}
 	}
 	v := topologyView{Known: true, Processes: now.Processes}
-	for _, s := range now.streams {
+	for _, s := range now.Logs {
 		sv := streamView{StreamState: s, Share: share(s.Bytes, s.MaxBytes)}
 		sv.Full = sv.Share >= 95
 		sv.Kept, _ = time.ParseDuration(s.Keep) // zero: it does not say

@@ -13,29 +13,53 @@ import (
 // sample is the last look at the pipeline. Nothing in it changes any more.
 type sample struct {
 	status.Snapshot
-	// streams with their consumers, as the bus has them.
-	streams []topology.StreamState
 	// err is why there is no newer one; the rest is what was seen before.
 	err error
 	// tried is when that was, seen when all of it was still so.
 	tried, seen time.Time
 }
 
-// watch looks at the pipeline every few seconds until ctx ends. Pages show what it saw:
-// however many are open, the pipeline is asked no more often.
+// watch looks at the pipeline every few seconds until ctx ends, more rarely while nobody
+// sees it. Pages show what it saw: however many are open, the pipeline is asked no more
+// often.
 func (c *Console) watch(ctx context.Context) {
 	for {
 		c.look(ctx)
 		wait := c.deps.Every
-		if c.deps.Bus() == nil {
+		switch {
+		case c.deps.Bus() == nil:
 			wait = min(wait, time.Second)
+		case c.unseen():
+			wait = max(wait, sampleUnseen)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
+		case <-c.wake:
 		}
 	}
+}
+
+// unseen tells whether nobody has looked for a while.
+func (c *Console) unseen() bool {
+	c.hub.mu.Lock()
+	defer c.hub.mu.Unlock()
+	return c.hub.open == 0 && time.Since(time.Unix(0, c.asked.Load())) > unseenAfter
+}
+
+// latest is the last sample, nil before the first. Whoever asks for it sees an old one at
+// most once: the next is taken at once.
+func (c *Console) latest() *sample {
+	now := c.now.Load()
+	c.asked.Store(time.Now().UnixNano())
+	if now != nil && time.Since(now.tried) > 2*c.deps.Every {
+		select {
+		case c.wake <- struct{}{}:
+		default: // it is under way
+		}
+	}
+	return now
 }
 
 // look takes one sample.
@@ -43,7 +67,7 @@ func (c *Console) look(ctx context.Context) {
 	before := c.now.Load()
 	next := &sample{tried: time.Now()}
 	if before != nil {
-		next.Snapshot, next.streams, next.seen = before.Snapshot, before.streams, before.seen
+		next.Snapshot, next.seen = before.Snapshot, before.seen
 	}
 	bus := c.deps.Bus()
 	if bus == nil {
@@ -56,17 +80,13 @@ func (c *Console) look(ctx context.Context) {
 			configured = c.deps.Configured()
 		}
 		snapshot, err := status.Now(look, bus, configured)
-		var streams []topology.StreamState
-		if err == nil {
-			streams, err = bus.Show(look)
-		}
 		if err != nil {
 			next.err = err
 		} else {
 			if before != nil && before.err == nil {
 				snapshot.Rates(&before.Snapshot)
 			}
-			next.Snapshot, next.streams, next.seen = snapshot, streams, time.Now()
+			next.Snapshot, next.seen = snapshot, time.Now()
 			c.history.add(next)
 		}
 	}

@@ -161,7 +161,7 @@ func (w *Watch) Configure(silence map[string]string) {
 
 // How often silence is looked at, and what was learned is stored.
 const (
-	lookEvery = time.Second
+	lookEvery = 5 * time.Second
 	saveEvery = 30 * time.Second
 	// learnFrom is how far back the ledger is read the first time.
 	learnFrom = 24 * time.Hour

@@ -31,6 +31,8 @@ type Snapshot struct {
 	Jobs         []topology.Job    `json:"jobs,omitempty"` // those that have not ended, and those that failed within a day
 	// Processes that answer.
 	Processes []Process `json:"processes"`
+	// Logs are the streams with their consumers, as the bus has them.
+	Logs []topology.StreamState `json:"-"`
 }
 
 // Problem is something that an operator should look at.
@@ -153,6 +155,7 @@ func Now(ctx context.Context, bus *topology.Bus, configured Configured) (Snapsho
 		s.Processes = append(s.Processes, one.Process)
 	}
 	slices.SortFunc(s.Processes, func(a, b Process) int { return cmp.Compare(a.Name, b.Name) })
+	s.Logs = streams
 	s.addStreams(streams)
 	s.addDestinations(targets, said)
 	s.addStages(streams, said)
