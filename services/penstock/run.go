@@ -242,7 +242,7 @@ func (p *pipeline) start(ctx context.Context) (err error) {
 		return err
 	}
 	var runs []func(context.Context) error
-	runs = append(runs, keeper.Keep, p.limitMemory, func(ctx context.Context) error { return status.Answer(ctx, keeper, p.instance, p.stages) })
+	runs = append(runs, keeper.Keep, p.limitMemory, settle, func(ctx context.Context) error { return status.Answer(ctx, keeper, p.instance, p.stages) })
 	for _, s := range p.stages {
 		bus, err := p.connect(ctx, string(s))
 		if err != nil {
