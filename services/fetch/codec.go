@@ -6,8 +6,9 @@ import (
 	"compress/bzip2"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/penstock/penstock/services/fetch/gunzip"
 )
 
 // storedBuffer is what is read from S3 at once. Unit: bytes.
@@ -30,9 +31,9 @@ const (
 type decoder struct {
 	stored *bufio.Reader
 	object *object
-	r      io.Reader
+	r      io.Reader // nil for gzip
 
-	gz   *gzip.Reader
+	gzip gunzip.Reader
 	zstd *zstd.Decoder
 
 	// trailing says that something else follows the last gzip member.
@@ -56,7 +57,7 @@ func (d *decoder) reset(o *object, cfg Config, enlarge func() error) error {
 	} else {
 		d.stored.Reset(o)
 	}
-	d.object, d.trailing, d.raw = o, false, 0
+	d.object, d.r, d.trailing, d.raw = o, nil, false, 0
 	d.maxRaw, d.maxRatio = int64(cfg.MaxObject), int64(cfg.MaxRatio)
 	head, err := d.stored.Peek(zstd.HeaderMaxSize)
 	if err != nil && err != io.EOF {
@@ -64,10 +65,6 @@ func (d *decoder) reset(o *object, cfg Config, enlarge func() error) error {
 	}
 	switch {
 	case isGzip(head):
-		if d.gz == nil {
-			d.gz = new(gzip.Reader)
-		}
-		d.r = (*members)(d)
 		return d.member()
 	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		var h zstd.Header
@@ -97,15 +94,20 @@ func (d *decoder) reset(o *object, cfg Config, enlarge func() error) error {
 func (d *decoder) release() {
 	d.object, d.r = nil, nil
 	d.stored.Reset(nil)
+	d.gzip.Release()
 	if d.zstd != nil {
 		_ = d.zstd.Reset(nil)
 	}
 }
 
-// Read implements io.Reader. It ends with fetch.too_large or fetch.bomb where
+// Fill implements framing.Filler. It ends with fetch.too_large or fetch.bomb where
 // the limits are.
-func (d *decoder) Read(p []byte) (int, error) {
-	n, err := d.r.Read(p)
+func (d *decoder) Fill(buf []byte, end int) (n int, err error) {
+	if d.r == nil {
+		n, err = d.members(buf, end)
+	} else {
+		n, err = d.r.Read(buf[end:])
+	}
 	d.raw += int64(n)
 	switch {
 	case d.raw > d.maxRaw:
@@ -118,29 +120,25 @@ func (d *decoder) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// members reads one gzip member after the other. gzip.Reader could do that
-// itself, but then what follows the last one would fail it. Source: RFC 1952, 2.2.
-type members decoder
-
-// Read implements io.Reader.
-func (m *members) Read(p []byte) (int, error) {
+// members reads one gzip member after the other. Source: RFC 1952, 2.2.
+func (d *decoder) members(buf []byte, end int) (int, error) {
 	for {
-		n, err := m.gz.Read(p)
+		n, err := d.gzip.Fill(buf, end)
 		if err != io.EOF {
 			return n, err
 		}
 		if n > 0 {
 			return n, nil
 		}
-		head, err := m.stored.Peek(10)
+		head, err := d.stored.Peek(10)
 		if len(head) == 0 && err != nil {
 			return 0, err
 		}
 		if !isGzip(head) {
-			m.trailing = true
+			d.trailing = true
 			return 0, io.EOF
 		}
-		if err := (*decoder)(m).member(); err != nil {
+		if err := d.member(); err != nil {
 			return 0, err
 		}
 	}
@@ -148,11 +146,10 @@ func (m *members) Read(p []byte) (int, error) {
 
 // member begins a gzip member.
 func (d *decoder) member() error {
-	err := d.gz.Reset(d.stored)
+	err := d.gzip.Reset(d.stored)
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
-	d.gz.Multistream(false)
 	return err
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/fetch/gunzip"
 	"github.com/penstock/penstock/services/internal/framing"
 	"github.com/penstock/penstock/topology"
 )
@@ -25,7 +26,7 @@ const keepBad = 1 << 20
 // reader is all that reading one object needs, reused for the next.
 type reader struct {
 	dec     decoder
-	head    [headSize]byte
+	head    [headSize + gunzip.MinRoom]byte
 	n       int   // bytes in head
 	next    int   // the first of them not handed out yet
 	headErr error // what the decoder said behind head
@@ -46,29 +47,32 @@ func (r *reader) release() {
 	r.frame.Reset(messages.Header{})
 }
 
-// peek reads the first bytes; Read gives them again.
+// peek reads the first bytes; Fill gives them again.
 func (r *reader) peek() []byte {
 	r.n, r.next, r.headErr = 0, 0, nil
-	for r.n < len(r.head) && r.headErr == nil {
+	for r.n < headSize && r.headErr == nil {
 		var n int
-		n, r.headErr = r.dec.Read(r.head[r.n:])
+		n, r.headErr = r.dec.Fill(r.head[:], r.n)
 		r.n += n
 	}
-	return r.head[:r.n]
+	return r.head[:min(r.n, headSize)]
 }
 
-// Read implements io.Reader: what the decoder gives, from the first byte on.
-func (r *reader) Read(p []byte) (int, error) {
+// Fill implements framing.Filler: what the decoder gives, from the first byte on.
+func (r *reader) Fill(buf []byte, end int) (int, error) {
 	if r.next < r.n {
-		n := copy(p, r.head[r.next:r.n])
+		n := copy(buf[end:], r.head[r.next:r.n])
 		r.next += n
 		return n, nil
 	}
 	if r.headErr != nil {
 		return 0, r.headErr
 	}
-	return r.dec.Read(p)
+	return r.dec.Fill(buf, end)
 }
+
+// Read implements io.Reader, for what is not compressed as a whole.
+func (r *reader) Read(p []byte) (int, error) { return r.Fill(p, 0) }
 
 // read cuts the object into records and publishes them.
 func (j *job) read(ctx context.Context, src *source, r *reader) error {
@@ -100,7 +104,7 @@ func (j *job) read(ctx context.Context, src *source, r *reader) error {
 	if fr.Kind == framing.Lines || fr.Kind == framing.CSV {
 		limits.Record = int64(cfg.MaxLine)
 	}
-	r.split.Reset(fr, r, limits)
+	r.split.ResetTo(fr, r, limits)
 	j.cutter.begin(j, r.frame)
 
 	err := j.cut(ctx, r.split)

@@ -144,6 +144,7 @@ func (s *Splitter) stepOver() bool {
 // follows tells whether what comes behind pos can follow a record. It moves
 // nothing.
 func (s *Splitter) follows(limit int) bool {
+	limit = min(limit, s.lim.buffer()-FillRoom)
 	for i := s.pos - s.start; i < limit; i++ {
 		if s.start+i == s.end && !s.more() {
 			return s.at == inValues

@@ -10,6 +10,27 @@ import (
 // firstBuffer is the size of the buffer until a record does not fit. Unit: bytes.
 const firstBuffer = 128 << 10
 
+// Filler is a reader that writes behind what it gave before and looks back at it, as
+// what decompresses does. So it needs no buffer of its own to copy from.
+type Filler interface {
+	// Fill writes to buf[end:], which has FillRoom bytes at least, and returns how
+	// many, and errors, as [io.Reader] does. buf[:end] ends with what it gave before:
+	// with LookBack bytes of that at least, or all.
+	Fill(buf []byte, end int) (int, error)
+}
+
+// What a Filler may count on. Unit: bytes.
+const (
+	LookBack = 32 << 10
+	FillRoom = 4 << 10
+)
+
+// plain is a reader that does not look back.
+type plain struct{ io.Reader }
+
+// Fill implements Filler.
+func (p plain) Fill(buf []byte, end int) (int, error) { return p.Read(buf[end:]) }
+
 // Bounds of what Keys reports, and of what Auto looks at.
 const (
 	maxKeys   = 32
@@ -25,8 +46,12 @@ const (
 type Splitter struct {
 	f   Framing
 	lim Limits
-	r   io.Reader
 	err error // the reader's last word
+
+	from Filler
+	r    plain // from, where it was given as a reader
+	// look is how much of the input stays before end, least how much room is made.
+	look, least int
 
 	buf             []byte
 	base            int64 // offset of buf[0] in the input
@@ -70,12 +95,24 @@ func New(f Framing, r io.Reader, lim Limits) *Splitter {
 
 // Reset begins anew with another input. A buffer of the first size is kept.
 func (s *Splitter) Reset(f Framing, r io.Reader, lim Limits) {
+	s.reset(f, lim)
+	s.r = plain{r}
+	s.from, s.least = &s.r, 1
+}
+
+// ResetTo is Reset with an input that looks back.
+func (s *Splitter) ResetTo(f Framing, from Filler, lim Limits) {
+	s.reset(f, lim)
+	s.from, s.look, s.least = from, LookBack, FillRoom
+}
+
+func (s *Splitter) reset(f Framing, lim Limits) {
 	buf := s.buf
 	if len(buf) != firstBuffer {
 		buf = nil
 	}
 	s.parts.reset()
-	*s = Splitter{f: f, lim: lim.withDefaults(), r: r, buf: buf, sig: s.sig[:0], keys: s.keys[:0], parts: s.parts}
+	*s = Splitter{f: f, lim: lim.withDefaults(), buf: buf, sig: s.sig[:0], keys: s.keys[:0], parts: s.parts}
 }
 
 // Offset is where in the input the record or span begins that Next returned
@@ -169,14 +206,14 @@ func (s *Splitter) more() bool {
 	if s.err != nil {
 		return false
 	}
-	if s.end == len(s.buf) {
+	if len(s.buf)-s.end < s.least {
 		if err := s.room(); err != nil {
 			s.err = err
 			return false
 		}
 	}
 	for range 100 {
-		n, err := s.r.Read(s.buf[s.end:])
+		n, err := s.from.Fill(s.buf, s.end)
 		s.end += n
 		s.err = err
 		if n > 0 || err != nil {
@@ -187,10 +224,14 @@ func (s *Splitter) more() bool {
 	return false
 }
 
+// buffer is the size of the largest buffer. Unit: bytes.
+func (l Limits) buffer() int { return int(max(l.Record, l.Keep)) + firstBuffer }
+
+// room makes room in the buffer, FillRoom at least unless start lies too far back.
 func (s *Splitter) room() error {
 	held := s.end - s.start
 	into := s.buf
-	if largest := int(max(s.lim.Record, s.lim.Keep)) + firstBuffer; held > len(s.buf)/2 && len(s.buf) < largest || s.buf == nil {
+	if largest := s.lim.buffer(); held > len(s.buf)/2 && len(s.buf) < largest || s.buf == nil {
 		size := min(max(2*len(s.buf), firstBuffer), largest)
 		if size > firstBuffer && s.lim.Grow != nil {
 			if err := s.lim.Grow(size); err != nil {
@@ -199,10 +240,11 @@ func (s *Splitter) room() error {
 		}
 		into = make([]byte, size)
 	}
-	copy(into, s.buf[s.start:s.end])
+	keep := min(s.start, max(0, s.end-s.look))
+	copy(into, s.buf[keep:s.end])
 	s.buf = into
-	s.base += int64(s.start)
-	s.pos, s.end, s.start = s.pos-s.start, held, 0
+	s.base += int64(keep)
+	s.start, s.pos, s.end = s.start-keep, s.pos-keep, s.end-keep
 	return nil
 }
 
@@ -382,14 +424,12 @@ func (s *Splitter) skipValue() *Bad {
 	s.off = s.base + int64(s.pos)
 	s.val.reset(s.lim.Depth)
 	for {
-		s.start = s.pos
 		i, got := s.val.run(s.buf[:s.end], s.pos, false)
-		s.pos = i
+		s.start, s.pos = i, i
 		switch {
 		case got == done:
 			return nil
 		case got != more:
-			s.start = s.pos
 			s.off = s.base + int64(s.pos)
 			return s.resync(kindOf(got), s.val.reason)
 		case !s.more():
@@ -468,15 +508,13 @@ func (s *Splitter) head(n int) []byte {
 func (s *Splitter) large(whole bool) *Bad {
 	bad := &Bad{Offset: s.off, Bytes: s.head(int(s.lim.Record) + 1), Kind: ErrTooLarge, Reason: "the record is larger than allowed"}
 	for !whole {
-		s.start = s.pos
 		last := s.err == io.EOF
 		i, got := s.val.run(s.buf[:s.end], s.pos, last)
-		s.pos = i
+		s.start, s.pos = i, i
 		switch {
 		case got == done:
 			whole = true
 		case got != more:
-			s.start = s.pos
 			s.seek()
 			whole = true
 		case !s.more() && (last || s.err != io.EOF):

@@ -362,6 +362,28 @@ type chunks struct {
 	n int
 }
 
+// looking is a Filler that gives in in chunks and sees to it that what it gave
+// before is still there.
+type looking struct {
+	tb    testing.TB
+	in    []byte
+	given int
+	n     int
+}
+
+func (l *looking) Fill(buf []byte, end int) (int, error) {
+	before := l.in[max(0, l.given-framing.LookBack):l.given]
+	if len(buf)-end < framing.FillRoom || !bytes.HasSuffix(buf[:end], before) {
+		l.tb.Fatalf("after %d bytes: a buffer of %d, %d of it used, which does not end with the last %d bytes", l.given, len(buf), end, len(before))
+	}
+	if l.given == len(l.in) {
+		return 0, io.EOF
+	}
+	n := copy(buf[end:], l.in[l.given:min(len(l.in), l.given+l.n)])
+	l.given += n
+	return n, nil
+}
+
 func (c chunks) Read(p []byte) (int, error) { return c.r.Read(p[:min(len(p), c.n)]) }
 
 // Header lines are no records, and name the columns of those that follow.
@@ -437,6 +459,11 @@ func FuzzSplit(f *testing.F) {
 		parts, err := split(t, fr, chunks{bytes.NewReader(in), 1 + int(step)}, lim)
 		if err != io.EOF || !slices.Equal(whole, parts) {
 			t.Fatalf("%q\nin one read: %v\nin reads of %d: %v, %v", in, whole, 1+step, parts, err)
+		}
+		back := framing.New(framing.Framing{}, nil, framing.Limits{})
+		back.ResetTo(fr, &looking{tb: t, in: in, n: 1 + 50*int(step)}, lim)
+		if parts, err = drain(t, back); err != io.EOF || !slices.Equal(whole, parts) {
+			t.Fatalf("%q\nin one read: %v\nlooking back, in reads of %d: %v, %v", in, whole, 1+50*step, parts, err)
 		}
 		compare(t, fr, in)
 	})
