@@ -60,10 +60,15 @@ type Options struct {
 	// Remembered is for how long the server surely knows a message id: somewhat
 	// less than its duplicate window. Default 4 min.
 	Remembered time.Duration
+	// Own: the server is inside this process. It does not go away alone, so signs of
+	// life need not come often, and nobody takes over from us while it lives.
+	Own bool
 	// Drain bounds the time for which a stop waits for work in hand. Default 10 s.
 	Drain time.Duration
 	// Log gets what the bus has to say. Default slog.Default().
 	Log *slog.Logger
+	// inside reaches the server in this process; nil where there is none.
+	inside nats.InProcessConnProvider
 }
 
 // user is the name by which the server knows us, "" when there is none.
@@ -135,7 +140,10 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 		// would be closed for good, and its stage stand still in a process that lives on.
 		nats.IgnoreAuthErrorAbort(),
 		// A connection that died without a word is noticed after 10 to 15 seconds.
-		nats.Timeout(5 * time.Second), nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(2),
+		nats.Timeout(5 * time.Second), nats.PingInterval(pingInterval(o.Own)), nats.MaxPingsOutstanding(2),
+		// A subscription that is read by hand makes room for so many messages, 8 bytes each,
+		// when it is made; pulls ask for far fewer.
+		nats.SyncQueueLen(8192),
 		// What was published while there is no connection is retried by us, with
 		// its message id; a client-side buffer would only delay the news.
 		nats.ReconnectBufSize(-1),
@@ -182,6 +190,9 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 	if o.CertFile != "" {
 		opts = append(opts, nats.ClientCert(o.CertFile, o.KeyFile))
 	}
+	if o.inside != nil {
+		opts = append(opts, nats.InProcessServer(o.inside))
+	}
 	began, told := time.Now(), false
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 3*time.Second) {
 		nc, err := nats.Connect(o.URL, opts...)
@@ -216,8 +227,18 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 		b.ledger[s] = newLedgerWriter(b, s)
 	}
 	b.learn(ctx)
-	go b.attend()
+	if !o.Own { // that has no other to turn to
+		go b.attend()
+	}
 	return b, nil
+}
+
+// pingInterval is how often the connection is tried.
+func pingInterval(own bool) time.Duration {
+	if own {
+		return time.Minute
+	}
+	return 5 * time.Second
 }
 
 // learn asks the server what our user may do. Who gets no answer tries, and sees.

@@ -288,7 +288,7 @@ func TestConsumeSurvivesAServerRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := e.server.Addr().String()
-	b := testConnect(t, e, Options{Name: "restart"})
+	b := testConnectByURL(t, e, "restart")
 	if _, err := b.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
 		t.Fatal(err)
 	}

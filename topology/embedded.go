@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,14 +37,15 @@ type EmbeddedOptions struct {
 	Log          *slog.Logger
 }
 
-// Embedded is a NATS server with JetStream inside this process. It is reached
-// over loopback TCP as any other server is (an in-process connection stalls in
-// chains of several hops), with a password made anew at each start.
+// Embedded is a NATS server with JetStream inside this process, with a password made anew
+// at each start. The stages in this process reach it without the network, other commands
+// over loopback TCP.
 type Embedded struct {
 	server   *server.Server
 	password string
 	lock     *os.File
 	url      string
+	stop     func()
 }
 
 const embeddedUser = "penstock"
@@ -81,7 +84,7 @@ func startWithPassword(o EmbeddedOptions, password string) (*Embedded, error) {
 	if port == 0 {
 		port = server.RANDOM_PORT
 	}
-	e := &Embedded{password: password, lock: lock}
+	e := &Embedded{password: password, lock: lock, stop: func() {}}
 	// The server keeps only a hash; for a password of 128 random bits the least
 	// cost is plenty.
 	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
@@ -123,12 +126,20 @@ func startWithPassword(o EmbeddedOptions, password string) (*Embedded, error) {
 		e.Stop()
 		return nil, errEmbedded.New(err, "write %s", AccessFile)
 	}
+	ctx, stop := context.WithCancel(context.Background())
+	var forgetting sync.WaitGroup
+	forgetting.Go(func() { forgetBlocks(ctx, e.server, o.Log) })
+	e.stop = func() {
+		stop()
+		forgetting.Wait()
+	}
 	return e, nil
 }
 
 // Connect fills in how to reach this server.
 func (e *Embedded) Connect(o Options) Options {
 	o.URL, o.User, o.Password = "nats://"+e.server.Addr().String(), embeddedUser, e.password
+	o.inside = inProcess{e.server}
 	return o
 }
 
@@ -138,6 +149,7 @@ func (e *Embedded) URL() string { return e.url }
 
 // Stop ends the server. What it confirmed before is on disk.
 func (e *Embedded) Stop() {
+	e.stop()
 	e.server.Shutdown()
 	e.server.WaitForShutdown()
 	_ = e.lock.Close()

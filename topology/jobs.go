@@ -527,6 +527,10 @@ func (b *Bus) RunJobs(ctx context.Context, w JobWorker) error {
 			return nil
 		case p.known = <-updates:
 			p.heed()
+			tick.Stop() // while all are over, there is nothing to wait for but news
+			if slices.ContainsFunc(p.known, func(j Job) bool { return !j.Over() }) {
+				tick.Reset(jobTick)
+			}
 		case <-tick.C:
 		}
 		if !b.nc.IsConnected() {

@@ -393,7 +393,7 @@ func TestJobsOutliveTheServer(t *testing.T) {
 	e := start()
 	listen = e.server.Addr().(*net.TCPAddr).String()
 	t.Cleanup(func() { e.Stop() })
-	one, two := testConnect(t, e, Options{Name: "one"}), testConnect(t, e, Options{Name: "two"})
+	one, two := testConnectByURL(t, e, "one"), testConnectByURL(t, e, "two")
 	if _, err := one.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
 		t.Fatal(err)
 	}

@@ -75,7 +75,11 @@ func (b *Bus) Keep(ctx context.Context) error {
 // the same for a moment must do no harm.
 func (b *Bus) hold(ctx context.Context, key string, work func(context.Context) error) error {
 	h := &held{bus: b, key: key}
-	tick := time.NewTicker(leaseRenew)
+	renew := leaseRenew
+	if b.options.Own {
+		renew = leaseExpiry - time.Second // two that hold it for a moment do no harm
+	}
+	tick := time.NewTicker(renew)
 	defer tick.Stop()
 	var run sync.WaitGroup
 	end := func() {}
@@ -255,11 +259,19 @@ func (b *Bus) keeper(ctx context.Context, streams []Stream) error {
 	}
 }
 
-// infos looks at streams, by name. Those that could not be looked at are not in it.
+// infos looks at streams, by name. Those that could not be looked at are not in it. Where
+// one server has all streams, it is asked once.
 func (b *Bus) infos(ctx context.Context, streams []Stream) (map[string]*jetstream.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	infos := map[string]*jetstream.StreamInfo{}
+	if b.options.Own {
+		list := b.js.ListStreams(ctx, jetstream.WithStreamListSubject("penstock.>"))
+		for info := range list.Info() {
+			infos[info.Config.Name] = info
+		}
+		return infos, list.Err()
+	}
 	var errs []error
 	for _, s := range streams {
 		stream, err := b.js.Stream(ctx, s.Name)

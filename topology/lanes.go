@@ -58,6 +58,13 @@ const (
 	idBytes       = 16
 )
 
+// How often an idle lane sees to it that it holds nothing back: while others put frames
+// into PARSED, and while nobody does.
+const (
+	advanceEvery = 5 * time.Second
+	advanceCalm  = 30 * time.Second
+)
+
 // Lane is a dedupe lane that this process owns: an ordered log of frames in, one
 // frame out for each, and one position that moves with the output.
 //
@@ -72,9 +79,13 @@ type Lane struct {
 	input, output uint64
 	fresh         []byte
 	// seen is the sequence of the last block in SEEN.
-	seen     uint64
-	saved    time.Time
+	seen  uint64
+	saved time.Time
+	// advanced is when the lane was last seen to that it holds nothing back, parsed what
+	// there was in PARSED then, calm how soon that is done again.
 	advanced time.Time
+	parsed   uint64
+	calm     time.Duration
 	hurry    atomic.Bool
 	lag      laneLag
 	// behind is how many frames there are before the lane, as it knows.
@@ -461,7 +472,7 @@ func (l *Lane) snapshot(ctx context.Context) error {
 // not hold the keeper back: it stores an empty frame that carries the position.
 func (l *Lane) advance(ctx context.Context) error {
 	hurry := l.hurry.Load()
-	if time.Since(l.advanced) < 5*time.Second && !hurry {
+	if time.Since(l.advanced) < l.calm && !hurry {
 		return nil
 	}
 	l.advanced = time.Now()
@@ -473,6 +484,10 @@ func (l *Lane) advance(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if l.calm = advanceEvery; parsed == l.parsed {
+		l.calm = advanceCalm
+	}
+	l.parsed = parsed
 	const slack = 256
 	if parsed <= l.input || !hurry && parsed-l.input < slack && unique-l.output < slack {
 		return nil

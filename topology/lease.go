@@ -29,6 +29,8 @@ const (
 	leaseRenew  = 2 * time.Second
 	leaseExpiry = 3 * leaseRenew
 	leaseTick   = 500 * time.Millisecond
+	// leaseAlone is how often keys change that nobody else looks at.
+	leaseAlone = 30 * time.Second
 )
 
 // Who waits for lanes waits for events: members of that group show that they live
@@ -97,6 +99,34 @@ type lease struct {
 	gone bool
 }
 
+// pace is how often this member shows that it lives, and how often it looks at the others.
+func (g *leases) pace() (beat, look time.Duration) {
+	switch {
+	case g.alone():
+		return leaseAlone, leaseRenew
+	case g.fast && !g.bus.options.Own:
+		return fastBeat, fastTick
+	}
+	return leaseRenew, leaseTick
+}
+
+// alone tells whether nobody could take over: the server is inside this process, and ends
+// with it, and no other member is there. Who joins takes nothing for [leaseExpiry] by its
+// own clock, and is seen before that.
+func (g *leases) alone() bool {
+	if !g.bus.options.Own {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for name, s := range g.seen {
+		if strings.HasPrefix(name, "member.") && s.value.Owner != g.me {
+			return false
+		}
+	}
+	return true
+}
+
 func (g *leases) key(name string) string { return g.group + "." + name }
 
 // keep owns what falls to this member until ctx ends, then hands all back.
@@ -128,10 +158,7 @@ func (g *leases) session(ctx context.Context) error {
 		return errLease.New(err, "watch the leases of %s", g.group)
 	}
 	defer func() { _ = watch.Stop() }()
-	every, pause := leaseRenew, leaseTick
-	if g.fast {
-		every, pause = fastBeat, fastTick
-	}
+	_, pause := g.pace()
 	// Beats have a goroutine of their own: taking and renewing waits for answers.
 	beating, stop := context.WithCancelCause(ctx)
 	var beats sync.WaitGroup
@@ -140,7 +167,7 @@ func (g *leases) session(ctx context.Context) error {
 	if err := g.beat(ctx, 1); err != nil {
 		return err
 	}
-	beats.Go(func() { stop(g.beats(beating, every)) })
+	beats.Go(func() { stop(g.beats(beating)) })
 	renewed := time.Now()
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
@@ -168,11 +195,16 @@ func (g *leases) session(ctx context.Context) error {
 				continue
 			}
 		}
-		if time.Since(renewed) >= leaseRenew {
+		beat, look := g.pace()
+		if time.Since(renewed) >= max(beat, leaseRenew) {
 			renewed = time.Now()
 			g.renew(ctx)
 		}
 		g.balance(ctx)
+		if look != pause {
+			pause = look
+			tick.Reset(pause)
+		}
 	}
 }
 
@@ -191,17 +223,26 @@ func (g *leases) saw(entry jetstream.KeyValueEntry) {
 }
 
 // beats shows that this member is alive, again and again until ctx ends.
-func (g *leases) beats(ctx context.Context, every time.Duration) error {
-	tick := time.NewTicker(every)
+func (g *leases) beats(ctx context.Context) error {
+	usual := leaseRenew // how soon it shows when somebody joins
+	if g.fast && !g.bus.options.Own {
+		usual = fastBeat
+	}
+	tick := time.NewTicker(usual)
 	defer tick.Stop()
+	last := time.Now()
 	for n := uint64(2); ; n++ {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := g.beat(ctx, n); err != nil {
-				return err
-			}
+		}
+		if every, _ := g.pace(); time.Since(last)+usual/2 < every {
+			continue
+		}
+		last = time.Now()
+		if err := g.beat(ctx, n); err != nil {
+			return err
 		}
 	}
 }
@@ -210,7 +251,8 @@ func (g *leases) beats(ctx context.Context, every time.Duration) error {
 func (g *leases) beat(ctx context.Context, n uint64) error {
 	v := leaseValue{Owner: g.me, Beat: n}
 	if g.fast {
-		v.Every, v.Even = fastBeat.Milliseconds(), true
+		every, _ := g.pace()
+		v.Every, v.Even = every.Milliseconds(), true
 	}
 	data, _ := json.Marshal(v) // cannot fail
 	if _, err := g.kv.Put(ctx, g.key("member."+token(g.me)), data); err != nil {

@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,6 +31,8 @@ type orderedReader struct {
 	from time.Time
 	// headersOnly leaves the data out.
 	headersOnly bool
+	// pause is after how long Next returns errIdle. Default [pullHeartbeat].
+	pause time.Duration
 	// batch is how many messages one pull asks for; 0 is readBatch.
 	batch int
 	// pending is how many messages there were when the consumer was made.
@@ -55,7 +58,7 @@ var errIdle = errors.New("nothing to read yet")
 // Next returns the next message, or errIdle when none comes for a heartbeat or
 // ctx ends.
 func (r *orderedReader) Next(ctx context.Context) (*nats.Msg, metadata, error) {
-	wait, cancel := context.WithTimeout(ctx, pullHeartbeat)
+	wait, cancel := context.WithTimeout(ctx, cmp.Or(r.pause, pullHeartbeat))
 	defer cancel()
 	for {
 		if r.consumer == "" {
@@ -76,7 +79,7 @@ func (r *orderedReader) Next(ctx context.Context) (*nats.Msg, metadata, error) {
 		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrBadSubscription):
 			return nil, metadata{}, errRead.New(err, "read %s", r.subject)
 		case err != nil:
-			if time.Since(r.heard) > 3*pullHeartbeat || r.epoch != r.bus.reconnects.Load() {
+			if _, heartbeat := r.bus.pullPace(); time.Since(r.heard) > 3*heartbeat || r.epoch != r.bus.reconnects.Load() {
 				r.Close() // a server went away with our consumer, or with our pull
 			}
 			return nil, metadata{}, errIdle
@@ -163,7 +166,8 @@ func (r *orderedReader) pull() error {
 	if batch == 0 {
 		batch = readBatch
 	}
-	request, _ := json.Marshal(pullRequest{batch, pullBytes, pullExpiry, pullHeartbeat}) // cannot fail
+	expiry, heartbeat := r.bus.pullPace()
+	request, _ := json.Marshal(pullRequest{batch, pullBytes, expiry, heartbeat}) // cannot fail
 	err := r.bus.nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+streamOf(r.subject)+"."+r.consumer, r.reply(), request)
 	if err != nil {
 		return errRead.New(err, "read %s", r.subject)

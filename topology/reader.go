@@ -180,7 +180,8 @@ func (b *Bus) storedIn(ctx context.Context, subject, id string, ask any) (last, 
 // Follow calls f for every message of the span, those to come included, until ctx
 // ends or f returns an error.
 func (b *Bus) Follow(ctx context.Context, span Span, f func(Stored) error) error {
-	r := &orderedReader{bus: b, subject: span.Subject, next: span.FromSequence, from: span.From}
+	_, heartbeat := b.pullPace()
+	r := &orderedReader{bus: b, subject: span.Subject, next: span.FromSequence, from: span.From, pause: heartbeat}
 	if err := r.open(ctx); err != nil {
 		return err
 	}

@@ -30,7 +30,18 @@ const (
 	// pulls stay far below the client's buffer of 64 MiB, beyond which it would
 	// drop messages.
 	pullBytes = 8<<20 + 64<<10
+	// Within one process no pull gets lost, so an idle one wakes nobody.
+	ownPullExpiry    = time.Minute
+	ownPullHeartbeat = 25 * time.Second
 )
+
+// pullPace is for how long a pull waits, and how often the server says that it still does.
+func (b *Bus) pullPace() (expiry, heartbeat time.Duration) {
+	if b.options.Own {
+		return ownPullExpiry, ownPullHeartbeat
+	}
+	return pullExpiry, pullHeartbeat
+}
 
 // pullRequest asks a consumer for messages. Source: NATS ADR-37.
 type pullRequest struct {
@@ -55,6 +66,9 @@ type subscriber struct {
 	inbox   string
 	work    context.Context
 	abandon context.CancelFunc
+	// open ends when the subscriber is closed.
+	open  context.Context
+	close context.CancelFunc
 
 	mu       sync.Mutex
 	stopped  bool
@@ -94,6 +108,7 @@ type metadata struct {
 func newSubscriber(b *Bus, c Consumer) *subscriber {
 	s := &subscriber{bus: b, c: c, inHand: map[*delivery]struct{}{}}
 	s.work, s.abandon = context.WithCancel(context.Background())
+	s.open, s.close = context.WithCancel(context.Background())
 	return s
 }
 
@@ -120,8 +135,9 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 // are finished; wait for them with settle.
 func (s *subscriber) Close() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.stopped = true
+	s.mu.Unlock()
+	s.close()
 	return nil
 }
 
@@ -134,9 +150,11 @@ func (s *subscriber) receive(ctx context.Context, out chan<- *message.Message) {
 	defer close(out)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer context.AfterFunc(s.open, cancel)()
 	defer func() { _ = s.sub.Unsubscribe() }()
+	_, heartbeat := s.bus.pullPace()
 	for {
-		next, stop := context.WithTimeout(ctx, pullHeartbeat)
+		next, stop := context.WithTimeout(ctx, heartbeat)
 		msg, err := s.sub.NextMsgWithContext(next)
 		stop()
 		s.mu.Lock()
@@ -269,7 +287,8 @@ func (s *subscriber) pull() {
 	}
 	s.nextPull++
 	p := &pull{id: strconv.Itoa(s.nextPull), left: room}
-	request, _ := json.Marshal(pullRequest{room, pullBytes, pullExpiry, pullHeartbeat}) // cannot fail
+	expiry, heartbeat := s.bus.pullPace()
+	request, _ := json.Marshal(pullRequest{room, pullBytes, expiry, heartbeat}) // cannot fail
 	if err := s.bus.nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+s.c.Stream+"."+s.c.Durable, s.inbox+"."+p.id, request); err != nil {
 		return // no connection: checkPulls asks again
 	}
@@ -318,7 +337,8 @@ func (s *subscriber) pause(ctx context.Context) {
 func (s *subscriber) checkPulls() {
 	s.mu.Lock()
 	epoch := s.bus.reconnects.Load()
-	if len(s.pulls) > 0 && (time.Since(s.heard) > 3*pullHeartbeat || s.epoch != epoch) {
+	_, heartbeat := s.bus.pullPace()
+	if len(s.pulls) > 0 && (time.Since(s.heard) > 3*heartbeat || s.epoch != epoch) {
 		s.pulls = nil
 	}
 	s.epoch = epoch

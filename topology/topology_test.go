@@ -55,6 +55,18 @@ func testConnect(t testing.TB, e *Embedded, o Options) *Bus {
 	return b
 }
 
+// testConnectByURL connects over the network: in process there is no other server to come
+// back to when this one has ended.
+func testConnectByURL(t testing.TB, e *Embedded, name string) *Bus {
+	t.Helper()
+	b, err := Connect(t.Context(), Options{Name: name, URL: e.URL(), Log: testLog(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
 // await polls until ok, for what the server does in its own time.
 func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()

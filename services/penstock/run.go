@@ -295,6 +295,7 @@ func (p *pipeline) connect(ctx context.Context, role string) (*topology.Bus, err
 	options := p.file.Bus.options(p.instance+"-"+role, p.stageLog(role))
 	if p.embedded != nil {
 		options = p.embedded.Connect(options)
+		options.Own = true
 	}
 	bus, err := topology.Connect(ctx, options)
 	if err == nil {
