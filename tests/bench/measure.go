@@ -23,6 +23,11 @@ type Contender struct {
 	// Bare floors post lines of text as they are, instead of the documents that
 	// penstock makes of them.
 	Bare bool
+	// Env and Extra, which is YAML, are settings of penstock beside the defaults.
+	Env   []string
+	Extra string
+	// Bus are more settings of the bus, each after a comma.
+	Bus string
 }
 
 // Result is one contender's run of one set.
@@ -49,7 +54,12 @@ type Result struct {
 	Mallocs    float64 `json:"mallocs"`
 	AllocBytes float64 `json:"alloc_bytes"`
 	PeakRSSMiB float64 `json:"peak_rss_mib"`
-	RawBytes   int64   `json:"raw_bytes"`
+	// RawBytes are the events before compression, ReadBytes the objects or bodies,
+	// DiskBytes what was written to disk, and SentBytes what the receiver got.
+	RawBytes  int64 `json:"raw_bytes"`
+	ReadBytes int64 `json:"read_bytes"`
+	DiskBytes int64 `json:"disk_bytes"`
+	SentBytes int64 `json:"sent_bytes"`
 }
 
 // PerMillion is the CPU time of a million events, in seconds.
@@ -177,7 +187,7 @@ func (s *site) start(ctx context.Context, set Set, w *Work, c Contender, o Optio
 		store = filepath.Join(s.dir, "store")
 	}
 	var yaml strings.Builder
-	fmt.Fprintf(&yaml, "bus: {store: %q, disk: 8GiB}\nsources:\n", store)
+	fmt.Fprintf(&yaml, "bus: {store: %q, disk: 8GiB%s}\nsources:\n", store, c.Bus)
 	for i, url := range s.queues {
 		fmt.Fprintf(&yaml, "  - {name: bench-%d, type: sqs, queue_url: %q, bucket_aws: {endpoint_url: %q, path_style: true}, %s}\n", i, url, s.aws.URL(), set.Source)
 	}
@@ -185,13 +195,13 @@ func (s *site) start(ctx context.Context, set Set, w *Work, c Contender, o Optio
 	for i, to := range s.sinks {
 		fmt.Fprintf(&yaml, "  - {name: web-%d, type: http, url: %q}\n", i, to.url)
 	}
-	fmt.Fprintf(&yaml, "telemetry: {address: %q, private_address: %q, log_level: warn, log_format: json}\n%s\n", health, private, o.Extra)
+	fmt.Fprintf(&yaml, "telemetry: {address: %q, private_address: %q, log_level: warn, log_format: json}\n%s\n%s\n", health, private, o.Extra, c.Extra)
 	config := filepath.Join(s.dir, "penstock.yaml")
 	if err := os.WriteFile(config, []byte(yaml.String()), 0o600); err != nil {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, c.Binary, "run", "--config", config) //nolint:gosec // the program to measure
-	cmd.Env = append(os.Environ(), credentials...)
+	cmd.Env = slices.Concat(os.Environ(), credentials, c.Env)
 	return start(ctx, cmd, health, private)
 }
 
@@ -211,7 +221,7 @@ func measure(ctx context.Context, set Set, w *Work, c Contender, o Options) (r R
 	if c.Binary == "" {
 		wanted = int64(w.Records) // it knows no duplicates
 	}
-	r = Result{Set: set.Name, Contender: c.Name, Pieces: w.Pieces(), Records: w.Records, RawBytes: w.Raw}
+	r = Result{Set: set.Name, Contender: c.Name, Pieces: w.Pieces(), Records: w.Records, RawBytes: w.Raw, ReadBytes: w.Packed()}
 	profiled := make(chan error, 1)
 	profiled <- nil
 	if o.Profile != "" {
@@ -246,7 +256,10 @@ func measure(ctx context.Context, set Set, w *Work, c Contender, o Options) (r R
 		return r, err
 	}
 	r.Mallocs, r.AllocBytes = after.mallocs-before.mallocs, after.bytes-before.bytes
-	r.PeakRSSMiB = p.memory("VmHWM")
+	r.PeakRSSMiB, r.DiskBytes = p.memory("VmHWM"), p.written()
+	for _, to := range s.sinks {
+		r.SentBytes += to.bytes.Load()
+	}
 	if err := errors.Join(<-sent, <-profiled); err != nil {
 		return r, err
 	}

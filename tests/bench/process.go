@@ -176,6 +176,16 @@ func memoryOf(pid, line string) float64 {
 	return kib / 1024
 }
 
+// written is what the process has had written to disk so far, in bytes; 0 says that it is
+// not known. Source: proc(5), io.
+func (p *process) written() int64 {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.cmd.Process.Pid))
+	_, rest, _ := strings.Cut(string(data), "\nwrite_bytes: ")
+	value, _, _ := strings.Cut(rest, "\n")
+	n, _ := strconv.ParseInt(value, 10, 64)
+	return n
+}
+
 // profile writes a CPU profile of some seconds.
 func (p *process) profile(path string, seconds int) error {
 	f, err := os.Create(path) //nolint:gosec // where the caller wants it

@@ -31,15 +31,18 @@ type Report struct {
 	Half   *Load    `json:"half_load,omitempty"`
 	Window *Window  `json:"window,omitempty"`
 	Lines  []Line   `json:"lines,omitempty"`
+	// Settings are runs of a part of the set million with one setting changed.
+	Settings *Pair `json:"settings,omitempty"`
 }
 
 // The parts of a report besides the sets, which go by their names.
 const (
-	partIdle   = "idle"
-	partSteady = "steady"
-	partHalf   = "latency"
-	partWindow = "window"
-	partLinear = "linear"
+	partIdle     = "idle"
+	partSteady   = "steady"
+	partHalf     = "latency"
+	partWindow   = "window"
+	partLinear   = "linear"
+	partSettings = "settings"
 )
 
 // parts are all of them, in their order.
@@ -48,7 +51,7 @@ func parts() []string {
 	for _, s := range sets {
 		names = append(names, s.Name)
 	}
-	return append(names, partIdle, partSteady, partHalf, partWindow, partLinear)
+	return append(names, partIdle, partSteady, partHalf, partWindow, partLinear, partSettings)
 }
 
 // penstockName is the build under measurement.
@@ -73,6 +76,8 @@ func (r *Report) fill(ctx context.Context, wanted []string, binary, file string,
 			r.Window, err = window(ctx, scale, say)
 		case partLinear:
 			r.Lines, err = lines(ctx, c, Options{}, scale, say)
+		case partSettings:
+			r.Settings, err = turn(ctx, binary, scale, rounds, say)
 		default:
 			err = r.pair(ctx, part, c, scale, rounds, say)
 		}
@@ -218,6 +223,9 @@ func (r *Report) print(to io.Writer) {
 			mark = "  MISSED"
 		}
 		fmt.Fprintf(to, "%-72s %12s %12s%s\n", t.What, t.Goal, t.Seen, mark)
+	}
+	if len(r.Pairs) == 0 {
+		return
 	}
 	fmt.Fprintf(to, "\n%-12s %10s %12s %10s %10s %10s %10s %10s\n", "set", "CPU s/1 M", "events/s", "by floor", "by bare", "allocs", "peak MiB", "total CPU")
 	for _, p := range r.Pairs {

@@ -53,6 +53,17 @@ type Work struct {
 // Pieces are the objects or messages.
 func (w *Work) Pieces() int { return max(len(w.Objects), len(w.Bodies)) }
 
+// Packed is the size of what is read, in bytes.
+func (w *Work) Packed() (n int64) {
+	for _, object := range w.Objects {
+		n += int64(len(object))
+	}
+	for _, body := range w.Bodies {
+		n += int64(len(body))
+	}
+	return n
+}
+
 // sets are all there are. A set more is an entry more.
 var sets = []Set{
 	{

@@ -16,6 +16,7 @@ import (
 type sink struct {
 	url    string
 	lines  atomic.Int64
+	bytes  atomic.Int64      // of bodies
 	seen   func(body []byte) // called with each request's body, before it is confirmed; nil: none
 	server *http.Server
 	spare  sync.Pool
@@ -42,6 +43,7 @@ func (s *sink) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		s.seen(body)
+		s.bytes.Add(int64(len(body)))
 		s.lines.Add(int64(bytes.Count(body, []byte{'\n'})))
 		w.WriteHeader(http.StatusNoContent)
 		return
@@ -51,6 +53,7 @@ func (s *sink) serve(w http.ResponseWriter, r *http.Request) {
 	n := int64(0)
 	for {
 		k, err := r.Body.Read(*buf)
+		s.bytes.Add(int64(k))
 		n += int64(bytes.Count((*buf)[:k], []byte{'\n'}))
 		if errors.Is(err, io.EOF) {
 			break

@@ -80,7 +80,7 @@ func window(ctx context.Context, scale float64, say io.Writer) (*Window, error) 
 	}
 	for range rounds {
 		empty := seen.New(limits)
-		mark(empty) // its first room is no part of this
+		empty.Reserve(2 * frame * frames) // growing is no part of this
 		empties = append(empties, mark(empty))
 		fulls = append(fulls, mark(full))
 	}
