@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -88,5 +90,59 @@ func TestNotRun(t *testing.T) {
 	module(t, "func TestFine(t *testing.T) {}\n")
 	if code, err := again([]string{"example.org/flaky", "TestGone"}, nil, &bytes.Buffer{}); err != nil || code != 1 {
 		t.Errorf("exit code %d, %v", code, err)
+	}
+}
+
+// The script shows in its table what passed only the second time, and ends badly when it
+// fails again.
+func TestScript(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the checks run on Linux")
+	}
+	script, err := os.ReadFile("../../.ci/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile("main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name, code string
+		ok         bool
+		says       string
+	}{
+		{"flaky", flaky, true, "flaky: example.org/flaky TestFlaky"},
+		{"bad", "func TestBad(t *testing.T) { t.Fatal(\"never\") }\n", false, "FAILED"},
+		{"panics", "func TestBad(t *testing.T) { panic(\"boom\") }\n", false, "FAILED"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			module(t, test.code)
+			for name, file := range map[string]struct {
+				data []byte
+				mode os.FileMode
+			}{
+				".ci/run": {script, 0o700}, "tests/rerun/main.go": {program, 0o600},
+				"bin/curl": {[]byte("#!/bin/sh\n"), 0o700}, "bin/chromium": {[]byte("#!/bin/sh\n"), 0o700}, "bin/chromium-browser": {[]byte("#!/bin/sh\n"), 0o700},
+			} {
+				if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(name, file.data, file.mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			here, err := os.Getwd()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.CommandContext(t.Context(), ".ci/run", "test")
+			cmd.Env = append(os.Environ(), "PATH="+filepath.Join(here, "bin")+":"+os.Getenv("PATH"))
+			out, err := cmd.CombinedOutput()
+			if (err == nil) != test.ok || !strings.Contains(string(out), test.says) {
+				t.Errorf("ended with %v, want it to say %q:\n%s", err, test.says, out)
+			}
+		})
 	}
 }
