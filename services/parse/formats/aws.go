@@ -109,17 +109,15 @@ func (r *rowReader) read(rec []byte, field func(c *column, v []byte), json func(
 			return odd, nil
 		}
 		// The row is valid, so that there is no need to look for the end of rec.
-		r.scan.escaped = false
-		stop := r.scan.text(rec, i+1)
-		c := r.of(rec[i+1:stop], r.scan.escaped)
+		stop, escaped, _ := readText(rec, i+1)
+		c := r.of(rec[i+1:stop], escaped)
 		i = stop + 1 + space(rec[stop+1:], 0) + 1 // the colon
 		i += space(rec[i:], 0)
 		switch b := rec[i]; {
 		case b == '"':
-			r.scan.escaped = false
-			stop = r.scan.text(rec, i+1)
+			stop, escaped, _ = readText(rec, i+1)
 			v := rec[i+1 : stop]
-			if r.scan.escaped {
+			if escaped {
 				r.text = unescape(r.text[:0], v)
 				v = r.text
 			}

@@ -59,14 +59,13 @@ func peek(b []byte, visit func(key string, rest []byte) bool) {
 	if len(b) == 0 || b[0] != '{' {
 		return
 	}
-	var s scanner
 	for {
 		b = b[1:]
 		b = b[space(b, 0):]
 		if len(b) == 0 || b[0] != '"' {
 			return
 		}
-		end := s.text(b, 1)
+		end, _, _ := readText(b, 1)
 		if end < 0 {
 			return
 		}

@@ -242,7 +242,8 @@ func isEscaped(key []byte) bool { return bytes.IndexByte(key, '\\') >= 0 }
 func (o *opswat) escaped(v []byte) bool {
 	quoted := append(append(append(o.text[:0], '"'), v...), '"')
 	o.text = quoted
-	return o.scan.text(quoted, 1) == len(quoted)-1
+	end, _, _ := readText(quoted, 1)
+	return end == len(quoted)-1
 }
 
 // valueEnd returns the index of the quote that ends the value at the beginning of

@@ -61,7 +61,6 @@ type scanner struct {
 	// high is or-ed from all that strings hold: bit 7 of a byte of it is set when
 	// there is a byte that is not ASCII.
 	high    uint64
-	escaped bool // the last string read holds an escape
 	nodes   [maxSteps + 1]*node
 	objects [maxDepth/64 + 1]uint64 // bit d is set when the container at depth d is an object
 	scratch []byte
@@ -105,9 +104,9 @@ func (n *node) step(key string) *node {
 	return k
 }
 
-// match finds the kid for a key as it stands in the record.
-func (s *scanner) match(n *node, key []byte) *node {
-	if s.escaped {
+// match finds the kid for a key as it stands in the record, perhaps with escapes.
+func (s *scanner) match(n *node, key []byte, escaped bool) *node {
+	if escaped {
 		s.scratch = unescape(s.scratch[:0], key)
 		key = s.scratch
 	}
@@ -132,8 +131,8 @@ func (s *scanner) scan(b []byte) (start, end int, why string, at int) {
 	for i := range s.found {
 		s.found[i].kind = absent
 	}
-	s.high = 0
 	var (
+		high   uint64
 		i      = space(b, 0)
 		depth  = 0
 		live   = 0      // nodes[:live] are the wanted steps of the containers we are in
@@ -151,14 +150,26 @@ next:
 			if b[i] != '"' {
 				return 0, 0, "a key in quotes is expected", i
 			}
-			s.escaped = false
-			j := s.text(b, i+1)
-			if j < 0 {
-				return 0, 0, whyText(b, ^j), ^j
+			j, escaped := i+1, false
+			for j+8 <= len(b) {
+				w := binary.LittleEndian.Uint64(b[j:])
+				high |= w
+				if m := special(w); m != 0 {
+					j += bits.TrailingZeros64(m) >> 3
+					break
+				}
+				j += 8
+			}
+			if j >= len(b) || b[j] != '"' {
+				var more uint64
+				if j, escaped, more = readText(b, j); j < 0 {
+					return 0, 0, whyText(b, ^j), ^j
+				}
+				high |= more
 			}
 			want = nil
 			if depth == live {
-				want = s.match(s.nodes[live-1], b[i+1:j])
+				want = s.match(s.nodes[live-1], b[i+1:j], escaped)
 			}
 			i = j + 1
 			if i < len(b) && b[i] <= ' ' {
@@ -180,13 +191,25 @@ next:
 		}
 		switch c := b[i]; {
 		case c == '"':
-			s.escaped = false
-			j := s.text(b, i+1)
-			if j < 0 {
-				return 0, 0, whyText(b, ^j), ^j
+			j, escaped := i+1, false
+			for j+8 <= len(b) {
+				w := binary.LittleEndian.Uint64(b[j:])
+				high |= w
+				if m := special(w); m != 0 {
+					j += bits.TrailingZeros64(m) >> 3
+					break
+				}
+				j += 8
+			}
+			if j >= len(b) || b[j] != '"' {
+				var more uint64
+				if j, escaped, more = readText(b, j); j < 0 {
+					return 0, 0, whyText(b, ^j), ^j
+				}
+				high |= more
 			}
 			if want != nil && want.slot >= 0 {
-				s.found[want.slot] = found{text, s.escaped, i + 1, j}
+				s.found[want.slot] = found{text, escaped, i + 1, j}
 			}
 			i = j + 1
 		case c == '{' || c == '[':
@@ -278,6 +301,7 @@ next:
 			}
 		}
 		end = i
+		s.high = high
 		if i = space(b, i); i < len(b) {
 			return 0, 0, "nothing may follow the value", i
 		}
@@ -318,16 +342,22 @@ const (
 	spaces  = ' ' * ones
 )
 
-// text returns the index of the quote that ends the string whose first byte is
-// b[i], or ^offset of what is wrong.
-func (s *scanner) text(b []byte, i int) int {
+// special flags the bytes of w that end the plain part of a string: quotes,
+// backslashes and control characters. Only the lowest flag is sure: a borrow may set
+// those above it.
+func special(w uint64) uint64 {
+	return ((w ^ quotes - ones) | (w ^ slashes - ones) | (w - spaces)) &^ w & eighths
+}
+
+// readText returns the index of the quote that ends the string that goes on at b[i], or
+// ^offset of what is wrong; whether there are escapes before it; and what scanner.high
+// is to have of it.
+func readText(b []byte, i int) (end int, escaped bool, high uint64) {
 	for {
 		if i+8 <= len(b) {
 			w := binary.LittleEndian.Uint64(b[i:])
-			s.high |= w
-			// Bit 7 of a byte of m is set for a quote, a backslash or a control
-			// character. A borrow may set it wrongly, but only above a right one.
-			m := (((w ^ quotes) - ones) | ((w ^ slashes) - ones) | (w - spaces)) &^ w & eighths
+			high |= w
+			m := special(w)
 			if m == 0 {
 				i += 8
 				continue
@@ -335,25 +365,25 @@ func (s *scanner) text(b []byte, i int) int {
 			i += bits.TrailingZeros64(m) >> 3
 		} else {
 			for i < len(b) && b[i] != '"' && b[i] != '\\' && b[i] >= ' ' {
-				s.high |= uint64(b[i])
+				high |= uint64(b[i])
 				i++
 			}
 			if i >= len(b) {
-				return ^len(b)
+				return ^len(b), escaped, high
 			}
 		}
 		switch b[i] {
 		case '"':
-			return i
+			return i, escaped, high
 		case '\\':
-			s.escaped = true
+			escaped = true
 			j := escape(b, i)
 			if j < 0 {
-				return j
+				return j, escaped, high
 			}
 			i = j
 		default:
-			return ^i
+			return ^i, escaped, high
 		}
 	}
 }
