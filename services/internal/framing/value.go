@@ -58,7 +58,7 @@ const (
 // special flags the bytes of x that end the plain part of a string: quote,
 // backslash, control characters. Only the lowest flag is to be trusted.
 func special(x uint64) uint64 {
-	return ((x^ones*'"' - ones) | (x^ones*'\\' - ones) | (x - ones*' ')) &^ x & highs
+	return ((x ^ ones*'"' - ones) | (x ^ ones*'\\' - ones) | (x - ones*' ')) &^ x & highs
 }
 
 func space(c byte) bool { return c == ' ' || c == '\n' || c == '\t' || c == '\r' }
