@@ -1,6 +1,10 @@
 package formats
 
 import (
+	"encoding/binary"
+	"math/bits"
+	"sync"
+
 	"github.com/penstock/penstock/services/internal/framing"
 )
 
@@ -44,13 +48,29 @@ func (s Setting) Choose(configured, key string, head []byte) (format string, f f
 // guess asks every format, in the order of the alphabet so that the answer is
 // always the same.
 func guess(key string, head []byte) string {
-	for _, name := range known.Names() {
-		if sh := shapes[name]; sh.sniff != nil && sh.sniff(key, head) {
-			return name
+	for _, s := range sniffs() {
+		if s.sniff(key, head) {
+			return s.name
 		}
 	}
 	return fallback
 }
+
+// sniff is how a format is recognised.
+type sniff struct {
+	name  string
+	sniff func(key string, head []byte) bool
+}
+
+// sniffs are those of all formats that have one. The formats are defined by then.
+var sniffs = sync.OnceValue(func() (all []sniff) {
+	for _, name := range known.Names() {
+		if sh := shapes[name]; sh.sniff != nil {
+			all = append(all, sniff{name, sh.sniff})
+		}
+	}
+	return all
+})
 
 // peek walks over the keys of the object that begins b, as far as b goes, until
 // visit returns false. rest begins with the value of the key.
@@ -92,6 +112,14 @@ func skip(b []byte) int {
 		switch b[i] {
 		case '"':
 			for i++; i < len(b) && b[i] != '"'; i++ {
+				if i+8 <= len(b) {
+					m := special(binary.LittleEndian.Uint64(b[i:]))
+					i += bits.TrailingZeros64(m) >> 3 // 8 of none
+					if m == 0 || b[i] == '"' {
+						i-- // to be looked at, or looked at again
+						continue
+					}
+				}
 				if b[i] == '\\' {
 					i++
 				}

@@ -85,9 +85,10 @@ var cloudFrontFields = func() map[string]column {
 // cloudFrontPlain makes one name of those that a field has in different files:
 // cs(User-Agent), cs(user-agent) and cs_user_agent.
 func cloudFrontPlain(name string) string {
-	name = strings.NewReplacer("(", "-", ")", "", "_", "-").Replace(strings.ToLower(name))
-	return strings.ReplaceAll(name, "--", "-")
+	return strings.ReplaceAll(cloudFrontMarks.Replace(strings.ToLower(name)), "--", "-")
 }
+
+var cloudFrontMarks = strings.NewReplacer("(", "-", ")", "", "_", "-")
 
 // cloudFrontName is the name of a column as the documentation writes it.
 func cloudFrontName(name string) string {
@@ -365,13 +366,14 @@ func cloudFrontFraming(head []byte) framing.Framing {
 
 var (
 	// [prefix/]<distribution id>.<YYYY-MM-DD-HH>.<unique>.gz
-	cloudFrontKey = regexp.MustCompile(`(^|/)E[0-9A-Z]{6,}\.\d{4}-\d\d-\d\d-\d\d\.[0-9a-f]{8}\.(gz|parquet)$`)
-	fieldsLine    = []byte("#Fields:")
+	cloudFrontFile = regexp.MustCompile(`^E[0-9A-Z]{6,}\.\d{4}-\d\d-\d\d-\d\d\.[0-9a-f]{8}\.(gz|parquet)$`)
+	fieldsLine     = []byte("#Fields:")
 )
 
 // isCloudFront goes by the key, else by the #Fields line or the keys of a row.
 func isCloudFront(key string, head []byte) bool {
-	if cloudFrontKey.MatchString(key) || strings.Contains(key, "AWSLogs/") && strings.Contains(key, "/CloudFront/") {
+	file := key[strings.LastIndexByte(key, '/')+1:]
+	if strings.HasPrefix(file, "E") && cloudFrontFile.MatchString(file) || strings.Contains(key, "AWSLogs/") && strings.Contains(key, "/CloudFront/") {
 		return true
 	}
 	if isObject(head) {
