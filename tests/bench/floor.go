@@ -7,7 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	_ "net/http/pprof" // the bench reads there what the floor allocates
+	_ "net/http/pprof" //nolint:gosec // the bench reads there what the floor allocates
 	"os"
 	"os/signal"
 	"strconv"
@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
@@ -37,6 +38,7 @@ type floor struct {
 	sink    string
 	queues  *sqs.Client
 	objects *s3.Client
+	web     *http.Client
 }
 
 // floorEnv is the floor's task.
@@ -62,7 +64,14 @@ func runFloor(ctx context.Context) error {
 		return err
 	}
 	cfg.BaseEndpoint = aws.String(task[4])
+	loops := 4
+	if task[2] == "true" {
+		loops = 16
+	}
+	// Every loop keeps its connections, which no default allows.
+	cfg.HTTPClient = awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { t.MaxIdleConnsPerHost = 4 * loops })
 	f := &floor{
+		web: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: loops}},
 		set: set, bare: task[1] == "true", bodies: task[2] == "true", queue: task[3], sink: task[5], queues: sqs.NewFromConfig(cfg),
 		objects: s3.NewFromConfig(cfg, func(o *s3.Options) {
 			o.UsePathStyle, o.DisableLogOutputChecksumValidationSkipped = true, true
@@ -72,10 +81,6 @@ func runFloor(ctx context.Context) error {
 	http.HandleFunc("/readyz", func(http.ResponseWriter, *http.Request) {})
 	server := &http.Server{Addr: task[6]} //nolint:gosec // for the bench alone
 	go func() { _ = server.ListenAndServe() }()
-	loops := 4
-	if f.bodies {
-		loops = 16
-	}
 	var wg sync.WaitGroup
 	errs := make(chan error, loops)
 	for range loops {
@@ -207,7 +212,7 @@ func (f *floorLoop) post() error {
 	if f.out.Len() == 0 {
 		return nil
 	}
-	response, err := http.Post(f.sink, "application/x-ndjson", bytes.NewReader(f.out.Bytes())) //nolint:gosec,noctx // loopback
+	response, err := f.web.Post(f.sink, "application/x-ndjson", bytes.NewReader(f.out.Bytes())) //nolint:noctx // loopback
 	if err != nil {
 		return err
 	}

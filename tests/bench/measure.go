@@ -178,7 +178,7 @@ func (s *site) start(ctx context.Context, set Set, w *Work, c Contender, o Optio
 		if err != nil {
 			return nil, err
 		}
-		cmd := exec.CommandContext(ctx, self)
+		cmd := exec.CommandContext(ctx, self) //nolint:gosec // this program
 		cmd.Env = slices.Concat(os.Environ(), credentials, []string{floorEnv(set, c.Bare, len(w.Bodies) > 0, s.queues[0], s.aws.URL(), s.sinks[0].url, health)})
 		return start(ctx, cmd, health, health)
 	}
@@ -223,9 +223,9 @@ func measure(ctx context.Context, set Set, w *Work, c Contender, o Options) (r R
 	}
 	r = Result{Set: set.Name, Contender: c.Name, Pieces: w.Pieces(), Records: w.Records, RawBytes: w.Raw, ReadBytes: w.Packed()}
 	profiled := make(chan error, 1)
-	profiled <- nil
-	if o.Profile != "" {
-		<-profiled
+	if o.Profile == "" {
+		profiled <- nil
+	} else {
 		go func() { profiled <- p.profile(o.Profile, 8) }()
 	}
 	runtime.GC()

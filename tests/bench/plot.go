@@ -159,7 +159,7 @@ func pages(r *Report, doc string) (map[string]string, error) {
 	for name, text := range plots(r) {
 		files[filepath.Join(filepath.Dir(doc), "images", name)] = text
 	}
-	page, err := os.ReadFile(doc) //nolint:gosec // what the caller names
+	page, err := os.ReadFile(doc)
 	if err != nil {
 		return nil, err
 	}

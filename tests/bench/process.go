@@ -188,7 +188,7 @@ func (p *process) written() int64 {
 
 // profile writes a CPU profile of some seconds.
 func (p *process) profile(path string, seconds int) error {
-	f, err := os.Create(path) //nolint:gosec // where the caller wants it
+	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func (r *Report) save(file string) error {
 // load reads a report; one that is not there is empty.
 func load(file string) (*Report, error) {
 	r := &Report{}
-	data, err := os.ReadFile(file) //nolint:gosec // what the caller names
+	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
 	}
