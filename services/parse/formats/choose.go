@@ -1,8 +1,6 @@
 package formats
 
 import (
-	"encoding/binary"
-	"math/bits"
 	"sync"
 
 	"github.com/penstock/penstock/services/internal/framing"
@@ -112,14 +110,6 @@ func skip(b []byte) int {
 		switch b[i] {
 		case '"':
 			for i++; i < len(b) && b[i] != '"'; i++ {
-				if i+8 <= len(b) {
-					m := special(binary.LittleEndian.Uint64(b[i:]))
-					i += bits.TrailingZeros64(m) >> 3 // 8 of none
-					if m == 0 || b[i] == '"' {
-						i-- // to be looked at, or looked at again
-						continue
-					}
-				}
 				if b[i] == '\\' {
 					i++
 				}
