@@ -78,6 +78,12 @@ type Lane struct {
 	// lane's last message in UNIQUE.
 	input, output uint64
 	fresh         []byte
+	// alone is set where this lane is the only one, on one server. Then outputs are under
+	// way side by side: flights, of flying bytes, behind the message with the id lastID.
+	alone   bool
+	lastID  string
+	flights []flight
+	flying  int
 	// seen is the sequence of the last block in SEEN.
 	seen  uint64
 	saved time.Time
@@ -135,6 +141,11 @@ func (b *Bus) Lanes(ctx context.Context, window time.Duration, open func(lane ui
 	if err != nil {
 		return err
 	}
+	stream, err := b.js.Stream(ctx, Unique)
+	if err != nil {
+		return errLane.New(err, "look up stream %s", Unique)
+	}
+	alone := lanes == 1 && stream.CachedInfo().Config.Replicas <= 1
 	var mu sync.Mutex
 	owned := map[*Lane]struct{}{}
 	full, err := b.nc.Subscribe(fullSubject+"*", func(*nats.Msg) {
@@ -156,7 +167,7 @@ func (b *Bus) Lanes(ctx context.Context, window time.Duration, open func(lane ui
 		if err != nil {
 			return errLane.New(err, "read the number of lane %q", le.name)
 		}
-		l := &Lane{bus: b, number: uint32(n), lease: le, saved: time.Now()}
+		l := &Lane{bus: b, number: uint32(n), lease: le, saved: time.Now(), alone: alone}
 		work := open(l.number)
 		defer work.Close()
 		if restoring.Acquire(ctx, 1) != nil {
@@ -352,7 +363,14 @@ func (l *Lane) run(ctx context.Context, work LaneWork) error {
 	}
 	save, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
-	return errors.Join(err, l.snapshot(save))
+	if landErr := l.landAll(save); landErr != nil {
+		l.ditch()
+		err = errors.Join(err, landErr)
+		if errors.Is(err, errFenced) {
+			return err
+		}
+	}
+	return errors.Join(err, l.saveLanded(save))
 }
 
 // frame takes one message through decode, trace, mark and commit.
@@ -396,14 +414,21 @@ func (l *Lane) refuse(ctx context.Context, in *In[messages.View], cause error) e
 // emptyFrame is a frame without events: it only carries a position.
 func emptyFrame() []byte { return messages.NewBuilder(messages.Header{}).Encode(nil) }
 
+// commit stores an output. Where outputs may be under way side by side, it returns before
+// that: what comes of it shows when the lane's position is needed.
 func (l *Lane) commit(ctx context.Context, output, fresh []byte, input uint64, attempts uint32) error {
-	msg := toNATS(ctx, Message{Subject: UniqueSubject(l.number), ID: fmt.Sprintf("d%d/%d", l.number, input), Data: output, Attempts: attempts})
+	msg := toNATS(ctx, Message{Subject: UniqueSubject(l.number), ID: outputID(l.number, input), Data: output, Attempts: attempts})
 	msg.Header.Set(headerInput, strconv.FormatUint(input, 10))
-	seq, err := l.storeUnstuck(ctx, msg)
+	if l.alone && l.lastID != "" {
+		return l.depart(ctx, msg, input, fresh)
+	}
+	last := l.output
+	seq, err := l.unstuck(ctx, func() (uint64, error) { return l.bus.storeAfter(ctx, msg, last) })
 	if err != nil {
 		return err
 	}
 	l.output, l.input = seq, input
+	l.lastID = msg.Header.Get(nats.MsgIdHdr)
 	l.fresh = append(l.fresh, fresh...)
 	return nil
 }
@@ -411,37 +436,23 @@ func (l *Lane) commit(ctx context.Context, output, fresh []byte, input uint64, a
 // laneStuck is how long a lane waits for room in UNIQUE before it makes some.
 const laneStuck = time.Second
 
-// storeUnstuck stores the lane's next frame. UNIQUE is trimmed up to the last
-// snapshot, so a lane that waits for room there takes one: nobody else can.
-func (l *Lane) storeUnstuck(ctx context.Context, msg *nats.Msg) (seq uint64, err error) {
-	stored := make(chan struct{})
-	last := l.output
-	go func() {
-		defer close(stored)
-		seq, err = l.bus.storeAfter(ctx, msg, last)
-	}()
-	stuck := time.NewTimer(laneStuck)
-	defer stuck.Stop()
-	select {
-	case <-stored:
-		return seq, err
-	case <-stuck.C:
-	}
-	// What the snapshot takes, only commit changes, and it waits here.
-	snapshotErr := l.snapshot(ctx)
-	<-stored
-	return seq, errors.Join(err, snapshotErr)
-}
-
 // due says whether it is time for a snapshot.
 func (l *Lane) due() bool {
 	age := time.Since(l.saved)
 	return len(l.fresh) >= snapshotIDs*idBytes || age > snapshotEvery || l.hurry.Load() && age > 200*time.Millisecond
 }
 
-// snapshot stores the fresh ids in SEEN and then moves the positions behind which
-// the keeper may trim.
+// snapshot waits for what is under way, and saves the lane.
 func (l *Lane) snapshot(ctx context.Context) error {
+	if err := l.landAll(ctx); err != nil {
+		return err
+	}
+	return l.saveLanded(ctx)
+}
+
+// saveLanded stores the fresh ids in SEEN and then moves the positions behind which the
+// keeper may trim: an id must not be in SEEN before its event is in UNIQUE.
+func (l *Lane) saveLanded(ctx context.Context) error {
 	for start := 0; start < len(l.fresh); start += snapshotIDs * idBytes {
 		block := l.fresh[start:min(start+snapshotIDs*idBytes, len(l.fresh))]
 		id := fmt.Sprintf("s%d/%d/%d", l.number, l.output, start)
@@ -466,6 +477,14 @@ func (l *Lane) snapshot(ctx context.Context) error {
 	l.fresh, l.saved = l.fresh[:0], time.Now()
 	l.hurry.Store(false)
 	return nil
+}
+
+// departed is up to where in PARSED outputs are stored or under way.
+func (l *Lane) departed() uint64 {
+	if n := len(l.flights); n > 0 {
+		return l.flights[n-1].input
+	}
+	return l.input
 }
 
 // advance moves the position of a lane that has nothing to do, so that it does
@@ -567,10 +586,18 @@ func (s *laneSubscriber) read(ctx context.Context, out chan<- *message.Message) 
 				return err
 			}
 		}
+		if frames.pause = 0; len(l.flights) > 0 {
+			frames.pause = flightPause
+		}
 		msg, meta, err := frames.Next(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, errIdle) && len(l.flights) > 0:
+			if err := l.landAll(s.work); err != nil {
+				return err
+			}
+			continue
 		case errors.Is(err, errIdle):
 			l.behind.Store(0)
 			l.lag.set(frames.consumer, frames.queue, time.Time{})
@@ -588,7 +615,7 @@ func (s *laneSubscriber) read(ctx context.Context, out chan<- *message.Message) 
 			}
 			continue
 		}
-		if meta.seq <= l.input {
+		if meta.seq <= l.departed() {
 			continue
 		}
 		l.behind.Store(meta.pending + 1)

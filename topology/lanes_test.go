@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/penstock/penstock/messages"
 )
@@ -92,27 +95,43 @@ func publish(t testing.TB, b *Bus, ms ...Message) {
 // window comes back from SEEN and the tail of UNIQUE.
 // covers: DEV-52
 func TestLanesPassEachEventOnceAcrossRestarts(t *testing.T) {
-	b := testBus(t, Limits{Lanes: 2})
-	const frames, each = 20, 50
-	for round := range 3 {
-		stop := run(t, func(ctx context.Context) error { return b.Lanes(ctx, time.Hour, openMap) })
-		for f := range frames {
-			lane := uint32(f % 2)
-			publish(t, b, Message{Subject: ParsedSubject(lane), ID: fmt.Sprintf("r%d-%d", round, f), Data: testFrame(t, lane, fmt.Sprint("frame", f), each)})
-		}
-		await(t, "all frames marked", func() bool { _, all := uniques(t, b); return all == (round+1)*frames*each })
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	live, _ := uniques(t, b)
-	if len(live) != frames*each {
-		t.Errorf("%d ids are live, want %d", len(live), frames*each)
-	}
-	for id, n := range live {
-		if n != 1 {
-			t.Errorf("event %s is live %d times", id, n)
-		}
+	for _, lanes := range []uint32{1, 2} { // one lane has several outputs under way
+		t.Run(fmt.Sprint(lanes), func(t *testing.T) {
+			b := testBus(t, Limits{Lanes: lanes})
+			const frames, each = 20, 50
+			for round := range 3 {
+				send := func() {
+					for f := range frames {
+						lane := uint32(f) % lanes
+						publish(t, b, Message{Subject: ParsedSubject(lane), ID: fmt.Sprintf("r%d-%d", round, f), Data: testFrame(t, lane, fmt.Sprint("frame", f), each)})
+					}
+				}
+				if round == 1 {
+					send() // they wait, and come one behind the other
+				}
+				stop := run(t, func(ctx context.Context) error { return b.Lanes(ctx, time.Hour, openMap) })
+				if round != 1 {
+					send()
+				}
+				if round == 1 && lanes == 1 {
+					await(t, "some frames are marked", func() bool { _, all := uniques(t, b); return all > (round*frames+4)*each })
+				} else {
+					await(t, "all frames marked", func() bool { _, all := uniques(t, b); return all == (round+1)*frames*each })
+				}
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			live, _ := uniques(t, b)
+			if len(live) != frames*each {
+				t.Errorf("%d ids are live, want %d", len(live), frames*each)
+			}
+			for id, n := range live {
+				if n != 1 {
+					t.Errorf("event %s is live %d times", id, n)
+				}
+			}
+		})
 	}
 }
 
@@ -137,6 +156,75 @@ func TestStaleLaneOwnerIsFenced(t *testing.T) {
 	}
 	if again.output != current.output {
 		t.Fatalf("repeat has sequence %d, want %d", again.output, current.output)
+	}
+}
+
+// Outputs that are under way are fenced as those that are waited for: all of a stale owner
+// are refused.
+func TestStaleOutputsUnderWayAreFenced(t *testing.T) {
+	b := testBus(t, Limits{Lanes: 1})
+	stale := &Lane{bus: b, alone: true}
+	for i := range uint64(4) {
+		if err := stale.commit(t.Context(), emptyFrame(), nil, 1+i, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := stale.landAll(t.Context()); err != nil || stale.input != 4 || stale.output != 4 {
+		t.Fatalf("input %d, output %d after four: %v", stale.input, stale.output, err)
+	}
+	current := &Lane{bus: b, alone: true, output: stale.output, input: stale.input}
+	if err := current.commit(t.Context(), emptyFrame(), nil, 5, 0); err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(4) {
+		if err := stale.commit(t.Context(), emptyFrame(), nil, 6+i, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := stale.landAll(t.Context()); !errors.Is(err, errFenced) {
+		t.Errorf("the stale owner's outputs: %v, want %v", err, errFenced)
+	}
+	if last, err := b.last(t.Context(), UniqueSubject(0)); err != nil || last.Sequence != current.output {
+		t.Errorf("the last output is %+v, want that of the current owner: %v", last, err)
+	}
+}
+
+// When an output under way is not stored, those behind it are not, either; then all are, in
+// order, and those that were stored after all only once.
+func TestOutputsUnderWayAreStoredInOrder(t *testing.T) {
+	b := testBus(t, Limits{Lanes: 1})
+	l := &Lane{bus: b, alone: true}
+	for i := range uint64(6) {
+		before := l.lastID
+		if i == 2 { // the server refuses it, for whatever reason
+			l.lastID = "nobody's"
+		}
+		if err := l.commit(t.Context(), emptyFrame(), []byte("0123456789abcdef"), 1+i, 0); err != nil {
+			t.Fatal(err)
+		}
+		switch f := l.flights; i {
+		case 1: // stored, and nobody heard of it
+			<-f[len(f)-1].future.Ok()
+			f[len(f)-1].future = nil
+		case 2:
+			f[len(f)-1].msg.Header.Set(nats.ExpectedLastMsgIdHdr, before)
+		}
+	}
+	if err := l.landAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if l.input != 6 || len(l.fresh) != 6*idBytes || l.flights != nil || l.flying != 0 {
+		t.Errorf("input %d, %d bytes of ids, %d under way of %d bytes", l.input, len(l.fresh), len(l.flights), l.flying)
+	}
+	var inputs []uint64
+	if err := b.Read(t.Context(), Span{Subject: UniqueSubject(0)}, func(m Stored) error {
+		inputs = append(inputs, m.input)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []uint64{1, 2, 3, 4, 5, 6}; !slices.Equal(inputs, want) {
+		t.Errorf("outputs %v, want %v", inputs, want)
 	}
 }
 

@@ -43,6 +43,7 @@ var (
 const (
 	codeStoreFailed       = 10077 // maximum bytes exceeded, or the disk refuses
 	codeWrongLastSequence = 10071
+	codeWrongLastID       = 10070
 	codeMessageTooLarge   = 10054
 	codeNoResources       = 10023
 	codeStorageExceeded   = 10047
@@ -97,7 +98,7 @@ func (b *Bus) store(ctx context.Context, msg *nats.Msg) (uint64, error) {
 		switch code := apiCode(err); {
 		case ctx.Err() != nil:
 			return 0, errPublish.New(context.Cause(ctx), "publish to %s", msg.Subject)
-		case code == codeWrongLastSequence:
+		case code == codeWrongLastSequence, code == codeWrongLastID:
 			return 0, errFenced.New(err, "publish to %s", msg.Subject)
 		case code == codeMessageTooLarge, errors.Is(err, nats.ErrMaxPayload):
 			return 0, errTooLarge.New(err, "publish %d bytes to %s", len(msg.Data), msg.Subject)
