@@ -273,8 +273,18 @@ func (b *Builder) Add(e Event) {
 	b.accountOf = appendVarint(b.accountOf, uint64(b.accounts.of(e.Account)))
 	b.regionOf = appendVarint(b.regionOf, uint64(b.regions.of(e.Region)))
 	b.lengths = appendVarint(b.lengths, uint64(len(e.Doc)))
-	b.body = append(b.body, e.Doc...)
+	b.body = append(b.room(len(e.Doc)), e.Doc...)
 	b.count++
+}
+
+// room returns body with room for n more bytes. What is no longer small gets the room
+// of a whole frame at once, instead of being copied again and again as it grows.
+func (b *Builder) room(n int) []byte {
+	const small = 64 << 10
+	if size := len(b.body) + n; size > cap(b.body) && size > small && size <= TargetBody {
+		return append(make([]byte, 0, TargetBody), b.body...)
+	}
+	return b.body
 }
 
 // AddRecord adds a raw record, with the ordinal after the one before.
@@ -284,7 +294,7 @@ func (b *Builder) AddRecord(doc []byte) {
 	b.lastRecord = b.nextRecord
 	b.nextRecord++
 	b.lengths = appendVarint(b.lengths, uint64(len(doc)))
-	b.body = append(b.body, doc...)
+	b.body = append(b.room(len(doc)), doc...)
 	b.count++
 	if n := len(b.perMessage); n > 0 {
 		b.perMessage[n-1]++

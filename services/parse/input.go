@@ -70,8 +70,9 @@ type input struct {
 }
 
 const (
-	keepBody   = 4 << 20 // the largest body buffer that is kept, bytes
-	keepEvents = 1 << 13 // the largest number of events that is kept room for
+	bodyStep   = 64 << 10 // body buffers are multiples of it, so that they fit again, bytes
+	keepBody   = 4 << 20  // the largest body buffer that is kept, bytes
+	keepEvents = 1 << 13  // the largest number of events that is kept room for
 )
 
 // reset makes in ready for another frame.
@@ -97,6 +98,9 @@ func (in *input) read(ctx context.Context, v *messages.View) (err error) {
 	}
 	if err = v.Columns(&in.columns); err != nil {
 		return err
+	}
+	if size := v.BodySize(); size > cap(in.body) {
+		in.body = make([]byte, 0, (size+bodyStep-1)/bodyStep*bodyStep)
 	}
 	body, err := v.Body(in.body)
 	if err != nil {
