@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/s2"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -158,9 +159,12 @@ type Builder struct {
 	lastRecord, nextRecord uint64
 	gaps                   bool
 
-	body    []byte
-	scratch []byte
+	body []byte
 }
+
+// scratches hold compressed bodies while the rest of their frame is written. Only who
+// encodes at the moment has one, so builders that wait hold none.
+var scratches = sync.Pool{New: func() any { return new([]byte) }}
 
 // NewBuilder returns a builder of frames, the first of them with header h.
 func NewBuilder(h Header) *Builder {
@@ -176,7 +180,7 @@ func (b *Builder) Reset(h Header) {
 	b.origins, b.pulls, b.ends, b.last = reuse(b.origins), reuse(b.pulls), b.ends[:0], 0
 	clear(b.byPull)
 	for _, col := range []*[]byte{
-		&b.ids, &b.times, &b.originOf, &b.records, &b.accountOf, &b.regionOf, &b.lengths, &b.body, &b.scratch,
+		&b.ids, &b.times, &b.originOf, &b.records, &b.accountOf, &b.regionOf, &b.lengths, &b.body,
 	} {
 		*col = reuse(*col)
 	}
@@ -341,16 +345,18 @@ func (b *Builder) Encode(dst []byte) []byte {
 	if cap(dst)-len(dst) >= rest+worst {
 		return b.appendBody(b.appendHead(dst))
 	}
-	if worst > 0 {
-		b.scratch = s2.Encode(slices.Grow(b.scratch[:0], worst), b.body)
-		worst = len(b.scratch)
-	}
-	dst = b.appendHead(slices.Grow(dst, rest+worst))
 	if worst == 0 {
-		return dst
+		return b.appendHead(slices.Grow(dst, rest))
 	}
+	scratch := scratches.Get().(*[]byte) //nolint:forcetypeassert // nothing else is in it
+	*scratch = s2.Encode(slices.Grow((*scratch)[:0], worst), b.body)
+	dst = b.appendHead(slices.Grow(dst, rest+len(*scratch)))
 	dst = appendUint(dst, fieldBodySize, uint64(len(b.body)))
-	return appendBytes(dst, fieldBody, b.scratch)
+	dst = appendBytes(dst, fieldBody, *scratch)
+	if cap(*scratch) <= keepMax {
+		scratches.Put(scratch)
+	}
+	return dst
 }
 
 // headSize bounds the size of all but the body's content from above.
