@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 	metricspb "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
@@ -281,8 +282,40 @@ func TestWithoutEndpointSpansHaveIDs(t *testing.T) {
 	if got := out.lines(t)[0]["trace_id"]; got != span.SpanContext().TraceID().String() || !span.SpanContext().IsSampled() {
 		t.Errorf("trace_id = %v of span %+v", got, span.SpanContext())
 	}
+	inner, child := otel.Tracer("test").Start(ctx, "y")
+	if c, p := child.SpanContext(), span.SpanContext(); c.TraceID() != p.TraceID() || c.SpanID() == p.SpanID() || !c.IsValid() || !c.IsSampled() || c.IsRemote() {
+		t.Errorf("below %+v is %+v", p, c)
+	}
+	if trace.SpanFromContext(inner) != child || child.IsRecording() {
+		t.Error("the context has another span, or one that records for nobody")
+	}
+	if _, root := otel.Tracer("test").Start(ctx, "z", trace.WithNewRoot()); root.SpanContext().TraceID() == span.SpanContext().TraceID() {
+		t.Error("a new root is in the trace of before")
+	}
+	// What the stage before has decided is passed on.
+	before := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, Remote: true})
+	if _, s := otel.Tracer("test").Start(trace.ContextWithRemoteSpanContext(t.Context(), before), "z"); s.SpanContext().IsSampled() || s.SpanContext().TraceID() != before.TraceID() {
+		t.Errorf("after %+v comes %+v", before, s.SpanContext())
+	}
 	if err := tel.Shutdown(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWithoutEndpointSamplingCounts(t *testing.T) {
+	otelEnv(t)
+	setup(t, func(c *Config) { c.SampleRatio = 0 })
+	if _, s := otel.Tracer("test").Start(t.Context(), "x"); s.SpanContext().IsSampled() || !s.SpanContext().IsValid() {
+		t.Errorf("sampled: %+v", s.SpanContext())
+	}
+}
+
+func BenchmarkSpanThatIsSentNowhere(b *testing.B) {
+	tracer := (&idTracers{sampler: sdktrace.ParentBased(sdktrace.TraceIDRatioBased(1))}).Tracer("test")
+	b.ReportAllocs()
+	for b.Loop() {
+		_, s := tracer.Start(b.Context(), "x", trace.WithSpanKind(trace.SpanKindConsumer))
+		s.End()
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/penstock/penstock/messages/fault"
@@ -170,18 +171,39 @@ func Setup(ctx context.Context, c Config) (*Telemetry, error) {
 // export starts the providers. What was started before an error is stopped again.
 func (t *Telemetry) export(ctx context.Context, o otlp, c Config) error {
 	res := identify(ctx, c.Identity, t.Log)
-	opts := []sdktrace.TracerProviderOption{sdktrace.WithResource(res)}
-	if !o.sampler { // else the SDK reads the variable
-		opts = append(opts, sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(c.SampleRatio))))
-	}
-	if o.traces != "" {
-		exporter, err := traceExporter(ctx, o.traces)
-		if err != nil {
-			return errExporter.New(err, "prepare to send traces")
+	sampler := sdktrace.ParentBased(sdktrace.TraceIDRatioBased(c.SampleRatio))
+	switch {
+	case o.traces != "":
+		if err := t.exportTraces(ctx, o, res, sampler); err != nil {
+			return err
 		}
-		// The queue is bounded (OTEL_BSP_MAX_QUEUE_SIZE, 2048 spans); what does not
-		// fit is dropped, since a trace must never hold a batch up.
-		opts = append(opts, sdktrace.WithBatcher(exporter))
+	case o.sampler: // the SDK reads the variable
+		otel.SetTracerProvider(sdktrace.NewTracerProvider())
+	default:
+		otel.SetTracerProvider(&idTracers{sampler: sampler})
+	}
+	if o.metrics != "" {
+		metrics, err := meterProvider(ctx, o.metrics, res)
+		if err != nil {
+			return errors.Join(errExporter.New(err, "prepare to send metrics"), t.Shutdown(ctx))
+		}
+		otel.SetMeterProvider(metrics)
+		t.closers = append(t.closers, metrics.Shutdown)
+	}
+	return nil
+}
+
+// exportTraces sends spans to where the variables say.
+func (t *Telemetry) exportTraces(ctx context.Context, o otlp, res *resource.Resource, sampler sdktrace.Sampler) error {
+	exporter, err := traceExporter(ctx, o.traces)
+	if err != nil {
+		return errExporter.New(err, "prepare to send traces")
+	}
+	// The queue is bounded (OTEL_BSP_MAX_QUEUE_SIZE, 2048 spans); what does not
+	// fit is dropped, since a trace must never hold a batch up.
+	opts := []sdktrace.TracerProviderOption{sdktrace.WithResource(res), sdktrace.WithBatcher(exporter)}
+	if !o.sampler { // else the SDK reads the variable
+		opts = append(opts, sdktrace.WithSampler(sampler))
 	}
 	traces := sdktrace.NewTracerProvider(opts...)
 	otel.SetTracerProvider(traces)
@@ -196,14 +218,6 @@ func (t *Telemetry) export(ctx context.Context, o otlp, c Config) error {
 		}
 		return errors.Join(err, traces.Shutdown(ctx))
 	})
-	if o.metrics != "" {
-		metrics, err := meterProvider(ctx, o.metrics, res)
-		if err != nil {
-			return errors.Join(errExporter.New(err, "prepare to send metrics"), t.Shutdown(ctx))
-		}
-		otel.SetMeterProvider(metrics)
-		t.closers = append(t.closers, metrics.Shutdown)
-	}
 	return nil
 }
 
