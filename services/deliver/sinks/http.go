@@ -36,7 +36,7 @@ func defaultHTTP() HTTPConfig {
 	return HTTPConfig{
 		Method:      http.MethodPost,
 		Format:      Envelope,
-		Batch:       Limits{Events: 1000, Bytes: config.MiB, Age: time.Second},
+		Batch:       Limits{Events: 1000, Bytes: config.MiB, Age: 200 * time.Millisecond},
 		ContentType: "application/x-ndjson",
 		HTTPClient:  HTTPClient{Timeout: 30 * time.Second},
 	}

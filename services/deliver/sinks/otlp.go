@@ -144,7 +144,7 @@ func defaultOTLP() OTLPConfig {
 		Severity:           "none",
 		ResourceAttributes: map[string]string{"service.name": "penstock"},
 		PartialSuccess:     OTLPSplit,
-		Batch:              Limits{Events: 1000, Bytes: config.MiB, Age: time.Second},
+		Batch:              Limits{Events: 1000, Bytes: config.MiB, Age: 200 * time.Millisecond},
 		HTTPClient:         HTTPClient{Timeout: 10 * time.Second},
 	}
 }

@@ -142,7 +142,7 @@ func defaultSplunkHEC() SplunkHECConfig {
 		Source:     "{source}",
 		Sourcetype: "{sourcetype}",
 		Host:       "{hostname}",
-		Batch:      Limits{Events: 5000, Bytes: config.MiB, Age: time.Second},
+		Batch:      Limits{Events: 5000, Bytes: config.MiB, Age: 200 * time.Millisecond},
 		HTTPClient: HTTPClient{Gzip: true, Timeout: 30 * time.Second},
 	}
 }
