@@ -17,6 +17,8 @@
 //	                                             two builds and the floor
 //	go run ./tests/bench -set huge               one run of penstock
 //	go run ./tests/bench -set huge -floor        one run of the floor
+//	go run ./tests/bench -sources 200 -heapprofile heap.pprof
+//	                                             where memory is with so many sources; see -types, -destinations
 //	go run ./tests/bench -set destinations       200 k stored events to ten destinations, one of them dead
 package main
 
@@ -66,8 +68,12 @@ func run() error {
 	limit := flag.String("memlimit", "", "GOMEMLIMIT of penstock in the set destinations; empty: what it sets itself")
 	asJSON := flag.Bool("json", false, "print JSON")
 	profile := flag.String("profile", "", "write a CPU profile of penstock to this file")
+	heap := flag.String("heapprofile", "", "write a heap profile of penstock to this file, when all is delivered")
 	extra := flag.String("config", "", "YAML to add to penstock's configuration, e.g. 'dedupe: {lanes: 4}'")
 	store := flag.String("store", "", "folder for the streams; empty: a temporary one")
+	sources := flag.Int("sources", 1, "queues that a set's work is divided among; more than one without the floor")
+	receivers := flag.Int("destinations", 1, "receivers that each get all of it; more than one without the floor")
+	types := flag.Int("types", 0, "JSON lines of so many event types, instead of a set")
 	timeout := flag.Duration("timeout", 3*time.Hour, "give up after this time")
 	flag.Parse()
 	switch {
@@ -112,6 +118,13 @@ func run() error {
 		return err
 	}
 	set, err := setNamed(*name)
+	if *types > 0 {
+		var w *Work
+		if set, w, err = typed(share(400, *scale), 5000, *types); err != nil {
+			return err
+		}
+		set.Make = func(float64) (*Work, error) { return w, nil }
+	}
 	if err != nil { // a part that is no set
 		wanted, err := choose(*name)
 		if err != nil {
@@ -124,7 +137,7 @@ func run() error {
 		r.print(os.Stdout)
 		return err
 	}
-	o := Options{Store: *store, Profile: *profile, Extra: *extra}
+	o := Options{Store: *store, Profile: *profile, Heap: *heap, Extra: *extra, Sources: *sources, Destinations: *receivers}
 	var contenders []Contender
 	if *pair || *onlyFloor {
 		contenders = floors(set)

@@ -82,6 +82,8 @@ type Options struct {
 	Extra string
 	// Profile is a file for a CPU profile; "" is none.
 	Profile string
+	// Heap is a file for a heap profile when all is done; "" is none.
+	Heap string
 	// Sources share the work, each with a queue of its own; 0 is 1. Destinations get all
 	// of it, each one; 0 is 1. The floor knows one of each.
 	Sources, Destinations int
@@ -226,7 +228,7 @@ func measure(ctx context.Context, set Set, w *Work, c Contender, o Options) (r R
 	if o.Profile == "" {
 		profiled <- nil
 	} else {
-		go func() { profiled <- p.profile(o.Profile, 8) }()
+		go func() { profiled <- p.profile(o.Profile, "profile?seconds=8") }()
 	}
 	runtime.GC()
 	before, err := p.allocated()
@@ -262,6 +264,11 @@ func measure(ctx context.Context, set Set, w *Work, c Contender, o Options) (r R
 	}
 	if err := errors.Join(<-sent, <-profiled); err != nil {
 		return r, err
+	}
+	if o.Heap != "" {
+		if err := p.profile(o.Heap, "heap"); err != nil {
+			return r, err
+		}
 	}
 	if r.User, r.System, err = p.stop(); err != nil {
 		return r, err

@@ -186,13 +186,13 @@ func (p *process) written() int64 {
 	return n
 }
 
-// profile writes a CPU profile of some seconds.
-func (p *process) profile(path string, seconds int) error {
+// profile writes one of the process's profiles, e.g. heap.
+func (p *process) profile(path, name string) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", p.private, seconds), f), f.Close())
+	return errors.Join(get("http://"+p.private+"/debug/pprof/"+name, f), f.Close())
 }
 
 func get(url string, to io.Writer) error {
