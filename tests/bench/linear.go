@@ -133,17 +133,35 @@ func lineOfEvents(ctx context.Context, c Contender, o Options, scale float64, sa
 	return l, err
 }
 
-// repeated measures the same twice and more, and returns the median.
-func repeated(ctx context.Context, set Set, w *Work, c Contender, o Options, runs int) (float64, error) {
-	var all []float64
-	for range runs {
-		r, err := measure(ctx, set, w, c, o)
-		if err != nil {
-			return 0, err
+// cell is one measurement of a line: so many of what grows.
+type cell struct {
+	x   int
+	set Set
+	w   *Work
+	o   Options
+}
+
+// inTurn measures all cells in three rounds, beginning with another one each time, and
+// returns the median CPU time of an event of each, in µs.
+func inTurn(ctx context.Context, c Contender, cells []cell, unit string, say io.Writer) ([]Point, error) {
+	const runs = 3
+	used := make([][]float64, len(cells))
+	for i := range runs {
+		for k := range cells {
+			k = (i + k) % len(cells)
+			r, err := measure(ctx, cells[k].set, cells[k].w, c, cells[k].o)
+			if err != nil {
+				return nil, fmt.Errorf("%d %s: %w", cells[k].x, unit, err)
+			}
+			used[k] = append(used[k], r.PerMillion())
+			fmt.Fprintf(say, "bench: round %d, %d %s: %.2f µs an event\n", i+1, cells[k].x, unit, r.PerMillion())
 		}
-		all = append(all, r.PerMillion())
 	}
-	return medianOf(all), nil
+	points := make([]Point, len(cells))
+	for k := range cells {
+		points[k] = Point{X: float64(cells[k].x), CPU: medianOf(used[k]), Runs: runs}
+	}
+	return points, nil
 }
 
 // lineOfSources divides the same objects among ever more sources.
@@ -157,13 +175,13 @@ func lineOfSources(ctx context.Context, c Contender, o Options, scale float64, s
 	if err != nil {
 		return l, err
 	}
+	var cells []cell
 	for _, n := range []int{1, 10, 50, 200} {
 		o.Sources = n
-		if err := l.measure(ctx, set, w, c, o, n, say); err != nil {
-			return l, err
-		}
+		cells = append(cells, cell{n, set, w, o})
 	}
-	return l, nil
+	l.Points, err = inTurn(ctx, c, cells, l.Unit, say)
+	return l, err
 }
 
 // lineOfDestinations sends the same to ever more destinations.
@@ -177,17 +195,18 @@ func lineOfDestinations(ctx context.Context, c Contender, o Options, scale float
 	if err != nil {
 		return l, err
 	}
-	one := Line{Unit: "destination"}
-	if err := one.measure(ctx, set, w, c, o, 1, say); err != nil {
+	var cells []cell
+	for _, n := range []int{1, 2, 5, 10, 20} {
+		o.Destinations = n
+		cells = append(cells, cell{n, set, w, o})
+	}
+	points, err := inTurn(ctx, c, cells, l.Unit, say)
+	if err != nil {
 		return l, err
 	}
-	for _, n := range []int{2, 5, 10, 20} {
-		o.Destinations = n
-		if err := l.measure(ctx, set, w, c, o, n, say); err != nil {
-			return l, err
-		}
-		last := &l.Points[len(l.Points)-1]
-		last.CPU = (last.CPU - one.Points[0].CPU) / float64(n-1)
+	for _, p := range points[1:] {
+		p.CPU = (p.CPU - points[0].CPU) / (p.X - 1)
+		l.Points = append(l.Points, p)
 	}
 	return l, nil
 }
@@ -195,28 +214,17 @@ func lineOfDestinations(ctx context.Context, c Contender, o Options, scale float
 // lineOfTypes gives the same events ever more types.
 func lineOfTypes(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) (Line, error) {
 	l := Line{Name: "Event types", Unit: "event types", Note: "JSON lines of 300 bytes, 5,000 in an object"}
+	var cells []cell
 	for _, n := range []int{1, 10, 100, 500} {
 		set, w, err := typed(max(40, int(400*scale)), 5000, n)
 		if err != nil {
 			return l, err
 		}
-		if err := l.measure(ctx, set, w, c, o, n, say); err != nil {
-			return l, err
-		}
+		cells = append(cells, cell{n, set, w, o})
 	}
-	return l, nil
-}
-
-// measure adds a point: the median of three runs.
-func (l *Line) measure(ctx context.Context, set Set, w *Work, c Contender, o Options, x int, say io.Writer) error {
-	const runs = 3
-	cpu, err := repeated(ctx, set, w, c, o, runs)
-	if err != nil {
-		return fmt.Errorf("%d: %w", x, err)
-	}
-	l.Points = append(l.Points, Point{X: float64(x), CPU: cpu, Runs: runs})
-	fmt.Fprintf(say, "bench: %d %s: %.2f µs an event\n", x, l.Unit, cpu)
-	return nil
+	var err error
+	l.Points, err = inTurn(ctx, c, cells, l.Unit, say)
+	return l, err
 }
 
 // typed makes objects of JSON lines with so many event types, evenly.

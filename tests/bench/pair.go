@@ -102,7 +102,7 @@ func (p *Pair) print(to io.Writer) {
 	if len(names) == 0 {
 		return
 	}
-	rounds := len(p.of(names[0], Result.Rate))
+	rounds := len(p.of(names[len(names)-1], Result.Rate)) // -check has floors before and after
 	fmt.Fprintf(to, "\nset %s × %.2g, %s\nmedian (least–most) of %d rounds, taken in turn\n\n", p.Set, p.Scale, p.Machine, rounds)
 	rows := []struct {
 		name, format string
