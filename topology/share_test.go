@@ -180,7 +180,7 @@ func TestBudget(t *testing.T) {
 		t.Errorf("a closed budget gave calls after %v", took)
 	}
 	// Another budget does not know of it.
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := b.Budget("123456789012 us-east-1 cloudtrail", 0.01).Take(ctx); err != nil {
 		t.Error(err)
@@ -195,7 +195,7 @@ func TestBudgetClocks(t *testing.T) {
 	if _, err := a.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for _, off := range []time.Duration{-time.Hour, time.Hour} {
 		name := "clocks " + off.String()

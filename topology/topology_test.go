@@ -70,7 +70,7 @@ func testConnectByURL(t testing.TB, e *Embedded, name string) *Bus {
 // await polls until ok, for what the server does in its own time.
 func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

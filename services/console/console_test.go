@@ -195,7 +195,7 @@ func TestWithoutBus(t *testing.T) {
 		if !strings.Contains(page, "The bus does not answer") || !strings.Contains(page, `href="/pipeline"`) || !strings.Contains(page, "<h1>") {
 			t.Errorf("%s does not say that the bus is away: %s", p.path, cut(page, 400))
 		}
-		if d := time.Since(began); d > 2*time.Second {
+		if d := time.Since(began); d > requestTime {
 			t.Errorf("%s took %s", p.path, d)
 		}
 	}
@@ -381,7 +381,7 @@ func TestFollow(t *testing.T) {
 
 func await(t *testing.T, what func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !what(); {
+	for end := time.Now().Add(time.Minute); !what(); {
 		if time.Now().After(end) {
 			t.Fatal("it never happened")
 		}

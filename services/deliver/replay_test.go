@@ -69,7 +69,7 @@ func (w *replayWorld) fill(eventType string, frames, n int) {
 // impatient is a connection whose frames come again soon.
 func (w *replayWorld) impatient(name string) *topology.Bus {
 	w.t.Helper()
-	bus, err := topology.Connect(w.t.Context(), w.server.Connect(topology.Options{Name: name, AckWait: time.Second, Log: slog.New(slog.DiscardHandler)}))
+	bus, err := topology.Connect(w.t.Context(), w.server.Connect(topology.Options{Name: name, AckWait: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}))
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -151,7 +151,7 @@ func (w *pullWorld) serve(bus *topology.Bus, change func(*Destination, *sinks.We
 // eventually polls for what the server does in its own time.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(30 * time.Second)
+	deadline := time.NewTimer(2 * time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -107,7 +107,7 @@ func TestConsumers(t *testing.T) {
 	}
 	until := func(status int, query string) (cursor, body string) {
 		t.Helper()
-		deadline := time.Now().Add(20 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for got := 0; got != status; {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s answers %d %s, want %d", query, got, body, status)

@@ -423,7 +423,7 @@ func TestDoctorRefusesUnknownSources(t *testing.T) {
 
 func TestDoctorLooksAtTheBus(t *testing.T) {
 	look := func(file File) []probe.Finding {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		return lookAtBus(ctx, file)
 	}

@@ -159,7 +159,7 @@ destinations:
 	}
 	w.t.Cleanup(w.stop)
 	// What is redriven needs a destination that has begun to read, and says so.
-	await(w.t, 30*time.Second, "the destination runs", func() bool {
+	await(w.t, time.Minute, "the destination runs", func() bool {
 		all, err := destinations.Now(ctx, w.p.buses[0], nil)
 		return err == nil && slices.ContainsFunc(all, func(s *destinations.Status) bool { return s.Name == "out" && s.Configured && s.First > 0 })
 	})
@@ -211,7 +211,7 @@ func awaitEntries(t *testing.T, bus *topology.Bus, want map[string]int) {
 			t.Logf("in quarantine: %v, want %v", got, want)
 		}
 	}()
-	await(t, 30*time.Second, fmt.Sprintf("entries %v", want), func() bool {
+	await(t, time.Minute, fmt.Sprintf("entries %v", want), func() bool {
 		got = entries(t, bus)
 		return maps.Equal(got, want)
 	})
@@ -248,7 +248,7 @@ func (w *clinic) awaitMarkers(want ...string) {
 			w.t.Logf("missing: %v", missing)
 		}
 	}()
-	await(w.t, 30*time.Second, fmt.Sprintf("%d events", len(want)), func() bool {
+	await(w.t, time.Minute, fmt.Sprintf("%d events", len(want)), func() bool {
 		got := w.sink.counts()
 		missing = slices.DeleteFunc(slices.Clone(want), func(m string) bool { return got[m] > 0 })
 		return len(missing) == 0
@@ -264,7 +264,7 @@ func (w *clinic) books(bus *topology.Bus) (resolved map[string]*messages.Resolve
 			w.t.Logf("balanced %v, open %d: %q", r.Balanced, r.Total.Open, r.Problems)
 		}
 	}()
-	await(w.t, 30*time.Second, "a ledger that balances", func() bool {
+	await(w.t, time.Minute, "a ledger that balances", func() bool {
 		fold := ledger.New()
 		resolved = map[string]*messages.Resolved{}
 		if err := bus.Read(w.t.Context(), topology.Span{Subject: "penstock.ledger.>"}, func(m topology.Stored) error {
@@ -346,7 +346,7 @@ func TestRedriveWhatStagesRefuse(t *testing.T) {
 		t.Errorf("job %+v", job)
 	}
 	var again []quarantine.Entry
-	await(t, 30*time.Second, "the entry that comes back", func() bool {
+	await(t, time.Minute, "the entry that comes back", func() bool {
 		page, err := quarantine.List(t.Context(), bus, quarantine.Filter{Code: "framing.record_too_large"}, 10, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -606,7 +606,7 @@ func TestRedriveForOneDestination(t *testing.T) {
 	w.awaitMarkers("parsed", "routed", "framed")
 	w.put("logs", "last.json", records(0, 1, "last"))
 	w.awaitMarkers("last0")
-	await(t, 30*time.Second, "the other destination", func() bool { return other.counts()["last0"] > 0 })
+	await(t, time.Minute, "the other destination", func() bool { return other.counts()["last0"] > 0 })
 	w.books(bus)
 	w.once()
 	if got := other.counts(); len(got) != 1 {
@@ -616,7 +616,7 @@ func TestRedriveForOneDestination(t *testing.T) {
 
 func awaitEntriesCount(t *testing.T, bus *topology.Bus, n int) {
 	t.Helper()
-	await(t, 30*time.Second, fmt.Sprintf("%d entries", n), func() bool {
+	await(t, time.Minute, fmt.Sprintf("%d entries", n), func() bool {
 		sum := 0
 		for _, k := range entries(t, bus) {
 			sum += k
@@ -647,7 +647,7 @@ func TestRedriveThatFails(t *testing.T) {
 		if job := redrive(t, bus, quarantine.Redrive{}); job.State != topology.JobDone || job.Progress.Done != 3 || job.Progress.Failed != 0 {
 			t.Fatalf("job %+v", job)
 		}
-		await(t, 30*time.Second, "the entries to come back", func() bool {
+		await(t, time.Minute, "the entries to come back", func() bool {
 			page, err := quarantine.List(t.Context(), bus, quarantine.Filter{}, 10, 0)
 			if err != nil {
 				t.Fatal(err)
@@ -839,7 +839,7 @@ func TestAllowOnce(t *testing.T) {
 	if job := redrive(t, bus, quarantine.Redrive{Entries: quarantine.Filter{Code: "fetch.bomb"}}); job.State != topology.JobDone || job.Progress.Failed != 0 {
 		t.Fatalf("job %+v", job)
 	}
-	await(t, 30*time.Second, "the entry that comes back", func() bool {
+	await(t, time.Minute, "the entry that comes back", func() bool {
 		page, err := quarantine.List(t.Context(), bus, quarantine.Filter{Code: "fetch.bomb"}, 10, 0)
 		if err != nil {
 			t.Fatal(err)

@@ -273,7 +273,7 @@ func TestNodes(t *testing.T) {
 		far := s.network.Host("far")
 		p, health := s.RunStageOn(far, s.program, topology.Dedupe, 1, s.cluster.URL())
 		harness.AwaitReady(t, p, health)
-		harness.Await(t, 30*time.Second, "the replica owns lanes", func() bool { return strings.Contains(p.Log(), "lane taken") })
+		harness.Await(t, time.Minute, "the replica owns lanes", func() bool { return strings.Contains(p.Log(), "lane taken") })
 		s.busy(500)
 		taken := func() int { return strings.Count(s.stages[topology.Dedupe].Log(), "lane taken") }
 		before := taken()

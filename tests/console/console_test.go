@@ -447,7 +447,7 @@ func testRedrive(t *testing.T, w *world, b *tab) {
 	b.click("#redrive")
 	b.submit()
 	b.job(w, topology.JobDone)
-	harness.Await(t, 20*time.Second, "it is back with one attempt more", func() bool {
+	harness.Await(t, time.Minute, "it is back with one attempt more", func() bool {
 		now := attempts(t, w, "framing.bad_json")
 		return len(now) == 1 && len(before) == 1 && now[0] == before[0]+1
 	})
@@ -464,7 +464,7 @@ func testRefused(t *testing.T, w *world, b *tab) {
 	refuse(w.lake, 400)
 	o := w.put(t, 7703, 4)
 	arrives(t, w.Sink, o)
-	harness.Await(t, 20*time.Second, "the refused events are in quarantine", func() bool {
+	harness.Await(t, time.Minute, "the refused events are in quarantine", func() bool {
 		return len(quarantinedFor(t, w, "lake")) >= 4
 	})
 	w.lake.SetFault(nil)
@@ -534,7 +534,7 @@ func testDiscard(t *testing.T, w *world, b *tab) {
 		t.Errorf("the job is %+v", j)
 	}
 	w.audited(t, began, "quarantine.discard", uint64(before))
-	harness.Await(t, 10*time.Second, "the quarantine is empty", func() bool { return len(quarantined(t, w.bus)) == 0 })
+	harness.Await(t, time.Minute, "the quarantine is empty", func() bool { return len(quarantined(t, w.bus)) == 0 })
 	b.goTo("/quarantine")
 	b.shows("main", "is empty")
 	b.shot("console-empty-light-1280")
@@ -608,7 +608,7 @@ func testReparse(t *testing.T, w *world, b *tab) {
 	b.click("#start")
 	b.submit()
 	b.job(w, topology.JobDone)
-	harness.Await(t, 20*time.Second, "the destination has the events again", func() bool { return lake.again() == object.Records })
+	harness.Await(t, time.Minute, "the destination has the events again", func() bool { return lake.again() == object.Records })
 	if n := siem.again(); n != 0 {
 		t.Errorf("the other destination got %d events again, want none", n)
 	}

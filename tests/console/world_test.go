@@ -156,7 +156,7 @@ func arrived(s *harness.Sink, o feed.Object) (n int) {
 // arrives waits until a destination has all events of an object.
 func arrives(t testing.TB, s *harness.Sink, o feed.Object) {
 	t.Helper()
-	harness.Await(t, 20*time.Second, fmt.Sprintf("the %d events of an object", o.Records), func() bool { return arrived(s, o) == o.Records })
+	harness.Await(t, time.Minute, fmt.Sprintf("the %d events of an object", o.Records), func() bool { return arrived(s, o) == o.Records })
 }
 
 // mark is what a destination had at some time. APIs bring something new at any time, so

@@ -52,7 +52,7 @@ func TestBadInputIsKeptAndGoodRecordsArrive(t *testing.T) {
 			t.Logf("want %v, got %v; codes %v", want, got, harness.Quarantined(t, bus))
 		}
 	}()
-	harness.Await(t, 20*time.Second, "all refusals are in quarantine", func() bool {
+	harness.Await(t, time.Minute, "all refusals are in quarantine", func() bool {
 		got = map[string]int{}
 		for code, n := range harness.Quarantined(t, bus) {
 			kind := code

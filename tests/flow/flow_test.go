@@ -85,7 +85,7 @@ func TestObjectsReachTheSink(t *testing.T) {
 				t.Errorf("the sink got %d events, want %d, each once", n, set.Unique())
 			}
 			settled(t, url)
-			harness.Await(t, 10*time.Second, "the queue is empty", func() bool {
+			harness.Await(t, time.Minute, "the queue is empty", func() bool {
 				q := w.Cloud.Queue(harness.QueueName)
 				return q.Visible == 0 && q.InFlight == 0
 			})
@@ -277,7 +277,7 @@ func TestOneTraceThroughAllStages(t *testing.T) {
 	}
 	var trace []byte
 	seen := map[string][]*tracepb.Span{}
-	harness.Await(t, 30*time.Second, "spans of all six stages in one trace", func() bool {
+	harness.Await(t, time.Minute, "spans of all six stages in one trace", func() bool {
 		byTrace := map[string]map[string][]*tracepb.Span{}
 		for _, s := range c.all() {
 			if stages[s.Name] {

@@ -115,7 +115,7 @@ func TestSecretsStayWhereTheyAre(t *testing.T) {
 		}
 		far.await(t, most, status, want)
 	}
-	harness.Await(t, 30*time.Second, "spans come to the collector", func() bool { return spans.Load() > 2 })
+	harness.Await(t, time.Minute, "spans come to the collector", func() bool { return spans.Load() > 2 })
 
 	// All that can be asked.
 	ada := visit(t, console, "ada", password)

@@ -146,7 +146,7 @@ func (v *visitor) get(path string) (*http.Response, string) {
 // listenTo returns what a stream of the console says until it has said enough lines.
 func (v *visitor) listenTo(path string, lines int) string {
 	v.t.Helper()
-	ctx, cancel := context.WithTimeout(v.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(v.t.Context(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, v.base+path, nil)
 	if err != nil {

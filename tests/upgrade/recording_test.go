@@ -83,7 +83,7 @@ func load(t *testing.T) recording {
 func connect(t *testing.T, url string) jetstream.JetStream {
 	t.Helper()
 	var nc *nats.Conn
-	harness.Await(t, 30*time.Second, "the server answers", func() bool {
+	harness.Await(t, time.Minute, "the server answers", func() bool {
 		var err error
 		nc, err = nats.Connect(url)
 		return err == nil

@@ -460,7 +460,7 @@ func TestAnswersOnce(t *testing.T) {
 	if err := answerer.nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if m, err := asker.nc.RequestWithContext(ctx, "penstock.control.ask.destinations", nil); err != nil || string(m.Data) != "here" {
 		t.Fatalf("%v, %v", m, err)

@@ -267,7 +267,7 @@ func TestFileRotationByAge(t *testing.T) {
 	must(t, os.Chtimes(path, old, old))
 	s := fileSinkAt(t, path, func(c *FileConfig) { c.RotateAge = time.Hour })
 	send(t, s, `{"n":1}`)
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() { // the timer has fired when the file is renamed
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() { // the timer has fired when the file is renamed
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			break
 		}

@@ -549,7 +549,7 @@ func TestStreamHangingPeer(t *testing.T) {
 			if res.Verdict != Retry || fault.CodeOf(res.Err) != "deliver.stream_slow" {
 				t.Fatalf("got %v: %v", res.Verdict, res.Err)
 			}
-			if took := time.Since(began); took > 10*time.Second {
+			if took := time.Since(began); took > time.Minute {
 				t.Errorf("took %v", took)
 			}
 			s.stream.mu.Lock()
@@ -699,7 +699,7 @@ func TestStreamClosesWhileNothingIsRead(t *testing.T) {
 	up()
 	began := time.Now()
 	must(t, s.Close())
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("took %v", took)
 	}
 }
@@ -729,7 +729,7 @@ func TestStreamClosesManyThatHang(t *testing.T) {
 	s.stream.mu.Unlock()
 	began := time.Now()
 	must(t, s.Close())
-	if took := time.Since(began); took > 4*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("took %v", took)
 	}
 }
@@ -887,7 +887,7 @@ func TestStreamClosesWithoutTheFarSide(t *testing.T) {
 	f.set(func() { f.deaf = true })
 	began := time.Now()
 	must(t, s.Close())
-	if took := time.Since(began); took < s.stream.farewell || took > 10*time.Second {
+	if took := time.Since(began); took < s.stream.farewell || took > 30*time.Second {
 		t.Errorf("took %v", took)
 	}
 	if !strings.Contains(out.String(), "does not close its side") {

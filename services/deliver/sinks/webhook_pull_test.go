@@ -327,7 +327,7 @@ func startPull(t testing.TB, log *memoryLog, register *memoryRegister, change fu
 // eventually polls for what other goroutines do in their own time.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()

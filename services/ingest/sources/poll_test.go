@@ -150,7 +150,7 @@ func begin(t testing.TB, s Source) (stop func() error) {
 // eventually waits for what comes about in its own time.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	giveUp := time.NewTimer(40 * time.Second)
+	giveUp := time.NewTimer(2 * time.Minute)
 	defer giveUp.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -509,7 +509,7 @@ func TestPollRecordAtTheLimit(t *testing.T) {
 	pg := &page{api: "test:Large", format: "json", records: [][]byte{bytes[:most-5000]}}
 	over := len(p.write(pg).frames[0].Data) - len(pg.records[0])
 	pg.records[0] = bytes[:most-over-10]
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := p.store(ctx, pg); err != nil {
 		t.Fatal(err)

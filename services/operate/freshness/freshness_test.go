@@ -67,7 +67,7 @@ func watch(t *testing.T, bus *topology.Bus, c Config) (*Watch, func()) {
 
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for until := time.Now().Add(20 * time.Second); !ok(); {
+	for until := time.Now().Add(time.Minute); !ok(); {
 		if time.Now().After(until) {
 			t.Fatalf("waited in vain until %s", what)
 		}

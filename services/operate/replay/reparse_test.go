@@ -39,7 +39,7 @@ func operate(t *testing.T, bus *topology.Bus) {
 // over waits until a job is over.
 func over(t *testing.T, bus *topology.Bus, id string) topology.Job {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var j topology.Job
 	bus.FollowJobs(ctx, func(all []topology.Job) {
