@@ -78,16 +78,16 @@ func packOtherwise(tb testing.TB, raw []byte, level int) []byte {
 // contents are raw bytes of many kinds.
 func contents(tb testing.TB) map[string][]byte {
 	tb.Helper()
-	rnd := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // no secrets
+	rnd := rand.New(rand.NewPCG(1, 2))
 	var trail bytes.Buffer
-	if err := feed.CloudTrail(feed.Options{Seed: 3, Objects: 1, RecordsPerObject: feed.Fixed(400)}).WriteJSON(&trail, 0); err != nil {
+	if err := feed.CloudTrail(feed.Options{Seed: 3, Objects: 1, RecordsPerObject: feed.Fixed(200)}).WriteJSON(&trail, 0); err != nil {
 		tb.Fatal(err)
 	}
-	noise := make([]byte, 200_000)
+	noise := make([]byte, 100_000)
 	for i := range noise {
 		noise[i] = byte(rnd.Uint32())
 	}
-	skewed := make([]byte, 300_000) // long codes for what is rare
+	skewed := make([]byte, 100_000) // long codes for what is rare
 	for i := range skewed {
 		skewed[i] = byte(int(rnd.ExpFloat64() * 12))
 	}
@@ -102,7 +102,7 @@ func contents(tb testing.TB) map[string][]byte {
 	}
 	return map[string][]byte{
 		"nothing": nil, "a byte": []byte("x"), "text": []byte("one record\n"),
-		"trail": trail.Bytes(), "noise": noise, "skewed": skewed, "far": far.Bytes(), "near": near.Bytes(), "zeros": make([]byte, 1<<20),
+		"trail": trail.Bytes(), "noise": noise, "skewed": skewed, "far": far.Bytes(), "near": near.Bytes(), "zeros": make([]byte, 300_000),
 	}
 }
 
@@ -110,9 +110,9 @@ func contents(tb testing.TB) map[string][]byte {
 func TestDecompress(t *testing.T) {
 	var z Reader
 	for name, raw := range contents(t) {
-		for level := gzip.HuffmanOnly; level <= gzip.BestCompression; level++ {
+		for _, level := range []int{gzip.HuffmanOnly, gzip.NoCompression, 1, 4, 6, 9} {
 			for _, packed := range [][]byte{pack(t, raw, level), packOtherwise(t, raw, level)} {
-				for _, size := range []int{History + MinRoom, 3*History + 17, 8 * History} {
+				for _, size := range []int{History + MinRoom, 3*History + 17} {
 					src := bufio.NewReaderSize(bytes.NewReader(append(packed, "behind"...)), size)
 					got, err := decompress(&z, src, size)
 					if err != io.EOF || !bytes.Equal(got, raw) {
@@ -251,7 +251,7 @@ func TestErrors(t *testing.T) {
 			if classOf(err) != classOf(tt.want) {
 				t.Errorf("%v, want %v", err, tt.want)
 			}
-			if n, again := z.Fill(make([]byte, MinRoom), 0); n != 0 || again != err {
+			if n, again := z.Fill(make([]byte, MinRoom), 0); n != 0 || !errors.Is(again, err) {
 				t.Errorf("then %d bytes and %v", n, again)
 			}
 		})
@@ -357,7 +357,7 @@ func FuzzReader(f *testing.F) {
 		}
 	}
 	f.Add(append([]byte{0x1f, 0x8b, 8, hasDigest | hasExtra | hasName | hasComment, 0, 0, 0, 0, 0, 0, 40, 0}, make([]byte, 60)...))
-	f.Add(packOtherwise(f, contents(f)["trail"][:200_000], 6)) // larger than the buffers
+	f.Add(packOtherwise(f, contents(f)["trail"][:150_000], 6)) // larger than the buffers
 	f.Fuzz(func(t *testing.T, packed []byte) {
 		want, wantErr := library(packed)
 		var z Reader
