@@ -206,16 +206,19 @@ func (n *notification) direct(body []byte, list json.RawMessage) {
 		n.records = []named{tooMany(body)}
 		return
 	}
-	if len(records) > maxNamed || !hasS3(records) {
+	all, some := make([]named, 0, min(len(records), maxNamed)), false
+	if len(records) <= maxNamed {
+		for _, raw := range records {
+			r, isS3 := readS3(raw)
+			r.raw, r.form = raw, s3Record
+			all, some = append(all, r), some || isS3
+		}
+	}
+	if !some {
 		n.why = "its Records hold no S3 event"
 		return
 	}
-	n.records = make([]named, len(records))
-	for i, raw := range records {
-		r := readS3(raw)
-		r.raw, r.form = raw, s3Record
-		n.records[i] = r
-	}
+	n.records = all
 }
 
 func tooMany(body []byte) named {
@@ -238,30 +241,37 @@ func hasS3(records []json.RawMessage) bool {
 	return false
 }
 
-// readS3 reads one element of Records. Source: S3 event message structure 2.1 to 2.3.
-func readS3(raw []byte) named {
+// s3Entity says which object a record is about.
+type s3Entity struct {
+	Bucket struct {
+		Name string `json:"name"`
+	} `json:"bucket"`
+	Object struct {
+		Key       string          `json:"key"`
+		Size      json.RawMessage `json:"size"`
+		ETag      string          `json:"eTag"`
+		Version   string          `json:"versionId"`
+		Sequencer string          `json:"sequencer"`
+	} `json:"object"`
+}
+
+// readS3 reads one element of Records, and tells whether it has what makes an S3 event.
+// Source: S3 event message structure 2.1 to 2.3.
+func readS3(raw []byte) (n named, isS3 bool) {
 	var r struct {
-		EventVersion string `json:"eventVersion"`
-		EventName    string `json:"eventName"`
-		EventTime    string `json:"eventTime"`
-		Region       string `json:"awsRegion"`
-		S3           struct {
-			Bucket struct {
-				Name string `json:"name"`
-			} `json:"bucket"`
-			Object struct {
-				Key       string          `json:"key"`
-				Size      json.RawMessage `json:"size"`
-				ETag      string          `json:"eTag"`
-				Version   string          `json:"versionId"`
-				Sequencer string          `json:"sequencer"`
-			} `json:"object"`
-		} `json:"s3"`
+		EventVersion string    `json:"eventVersion"`
+		EventName    string    `json:"eventName"`
+		EventTime    string    `json:"eventTime"`
+		Region       string    `json:"awsRegion"`
+		S3           *s3Entity `json:"s3"`
 	}
 	if json.Unmarshal(raw, &r) != nil {
-		return named{verdict: broken, why: "a field of it has the wrong type", size: -1}
+		return named{verdict: broken, why: "a field of it has the wrong type", size: -1}, hasS3([]json.RawMessage{raw})
 	}
-	n := named{
+	if isS3 = r.S3 != nil; !isS3 {
+		r.S3 = &s3Entity{}
+	}
+	n = named{
 		verdict: object, bucket: r.S3.Bucket.Name, key: formDecoded(r.S3.Object.Key),
 		version: r.S3.Object.Version, etag: strings.Trim(r.S3.Object.ETag, `"`), sequencer: r.S3.Object.Sequencer,
 		region: r.Region, size: number(r.S3.Object.Size), created: instant(r.EventTime),
@@ -281,7 +291,7 @@ func readS3(raw []byte) named {
 	default:
 		n.verdict, n.why = ignored, whyOther
 	}
-	return n
+	return n, isS3
 }
 
 // formDecoded undoes the encoding of a key in a direct event, once: '+' is a

@@ -7,8 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
+	"github.com/penstock/penstock/services/demo/cloud"
 	"github.com/penstock/penstock/services/internal/golden"
 )
 
@@ -125,6 +127,19 @@ func TestGlob(t *testing.T) {
 	for _, tt := range tests {
 		if got := glob(tt.pattern, tt.s); got != tt.want {
 			t.Errorf("glob(%q, %q) = %v, want %v", tt.pattern, tt.s, got, tt.want)
+		}
+	}
+}
+
+func BenchmarkReadNotice(b *testing.B) {
+	body := cloud.Message(cloud.Direct, cloud.Event{
+		Name: "ObjectCreated:Put", Bucket: "trail", Key: "AWSLogs/111122223333/CloudTrail/us-east-1/2026/01/05/x.json.gz", Region: "us-east-1", Size: 1234, Time: time.Unix(1e9, 0),
+	})
+	b.ReportAllocs()
+	b.SetBytes(int64(len(body)))
+	for b.Loop() {
+		if n := readNotice(body); len(n.records) != 1 || n.records[0].verdict != object {
+			b.Fatalf("read %+v", n)
 		}
 	}
 }
