@@ -38,8 +38,8 @@ func (t idTracer) Start(ctx context.Context, name string, options ...trace.SpanS
 	s := &idSpan{context: trace.SpanContextConfig{TraceID: parent.TraceID(), TraceFlags: parent.TraceFlags(), TraceState: parent.TraceState()}}
 	binary.NativeEndian.PutUint64(s.context.SpanID[:], rand.Uint64()|1) //nolint:gosec // an id, no secret; never 0
 	if !parent.IsValid() {
-		binary.NativeEndian.PutUint64(s.context.TraceID[:8], rand.Uint64()|1)
-		binary.NativeEndian.PutUint64(s.context.TraceID[8:], rand.Uint64())
+		binary.NativeEndian.PutUint64(s.context.TraceID[:8], rand.Uint64()|1) //nolint:gosec // as above
+		binary.NativeEndian.PutUint64(s.context.TraceID[8:], rand.Uint64())   //nolint:gosec // as above
 		result := t.sampler.ShouldSample(sdktrace.SamplingParameters{ParentContext: context.Background(), TraceID: s.context.TraceID, Name: name})
 		s.context.TraceFlags = trace.TraceFlags(0).WithSampled(result.Decision == sdktrace.RecordAndSample)
 	}
