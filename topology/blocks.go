@@ -17,30 +17,43 @@ import (
 // was last written or read, and has no setting for that. At 100,000 events a second this
 // is more than half a GiB for nothing: what reads a stream at the pace at which it is
 // written is done with a full block at once. So in the server inside this process a block
-// that is full is given up after blockKept instead. The block that is being written stays
+// that is full is given up blockKept after its last use instead. The block that is being written stays
 // as the server has it: else each write of a slow stream would read it again.
 //
 // The server shows none of this to others, hence reflection. Where its insides are not as
 // expected, it keeps its ten seconds, and TestBlocksAreForgotten fails. Source: decision
 // 0034; nats-server 2.15.2, server/filestore.go.
 const (
-	blockKept  = time.Second
-	blockCheck = 500 * time.Millisecond
+	blockKept = 250 * time.Millisecond
+	// blockCheck is how often full blocks are looked for while there are some, blockCalm
+	// while there are none.
+	blockCheck = 100 * time.Millisecond
+	blockCalm  = time.Second
 )
 
 // forgetBlocks gives up full blocks until ctx ends.
 func forgetBlocks(ctx context.Context, s *server.Server, log *slog.Logger) {
-	tick := time.NewTicker(blockCheck)
-	defer tick.Stop()
+	check := time.NewTimer(blockCalm)
+	defer check.Stop()
+	found := time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-check.C:
 		}
-		if _, err := forgetFull(s); err != nil {
+		n, err := forgetFull(s)
+		if err != nil {
 			log.Debug("blocks of streams stay in memory for as long as the server likes", "err", err)
 			return
+		}
+		if n > 0 {
+			found = time.Now()
+		}
+		if time.Since(found) < 2*blockCalm {
+			check.Reset(blockCheck)
+		} else {
+			check.Reset(blockCalm)
 		}
 	}
 }

@@ -49,7 +49,7 @@ type Options struct {
 	// among running processes, best the same after a restart.
 	Name string
 	// PublishWindow bounds the bytes of messages that are published and not yet
-	// confirmed. Default 8 MiB.
+	// confirmed; a larger message goes alone. Default 4 MiB.
 	PublishWindow int64
 	// AckWait is how long the bus waits for a sign of life before it delivers a
 	// message again. Default 30 s.
@@ -111,7 +111,7 @@ type Bus struct {
 // reconnects by itself for as long as it lives.
 func Connect(ctx context.Context, o Options) (*Bus, error) {
 	if o.PublishWindow == 0 {
-		o.PublishWindow = 8 << 20
+		o.PublishWindow = 4 << 20
 	}
 	if o.AckWait == 0 {
 		o.AckWait = 30 * time.Second

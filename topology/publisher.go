@@ -223,12 +223,13 @@ func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 		for k, v := range m.Metadata {
 			msg.Header.Set(k, v)
 		}
-		if err := p.bus.window.Acquire(m.Context(), int64(len(m.Payload))); err != nil {
+		size := min(int64(len(m.Payload)), p.bus.options.PublishWindow)
+		if err := p.bus.window.Acquire(m.Context(), size); err != nil {
 			errs[i] = errPublish.New(err, "wait for room in the publish window")
 			break
 		}
 		wg.Go(func() {
-			defer p.bus.window.Release(int64(len(m.Payload)))
+			defer p.bus.window.Release(size)
 			errs[i] = p.bus.storeGrouped(m.Context(), msg)
 		})
 	}

@@ -45,7 +45,7 @@ type Config struct {
 // Defaults returns the configuration that an empty file gives.
 func Defaults() Config {
 	return Config{
-		MaxObjects: 48, MaxBytesInFlight: 64 * config.MiB, MaxObject: 2 * config.GiB, MaxRatio: 200,
+		MaxObjects: 48, MaxBytesInFlight: 24 * config.MiB, MaxObject: 2 * config.GiB, MaxRatio: 200,
 		MaxRecord: 16 * config.MiB, MaxLine: config.MiB, MaxBadRecords: 1000,
 		MissingKeyWait: 5 * time.Minute, DeniedAttempts: 10, TruncatedRetries: 2, Resumes: 3,
 	}

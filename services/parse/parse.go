@@ -74,7 +74,7 @@ func Defaults() Config {
 	return Config{
 		GroupEvents: messages.TargetCount, GroupBytes: messages.TargetBody,
 		Linger: 50 * time.Millisecond, ThinLinger: 200 * time.Millisecond, ThinEvents: 50, Idle: 20 * time.Millisecond,
-		Memory: 32 << 20, MaxEventTypes: formats.DefaultTypes, BodyWindow: 5 * time.Minute,
+		Memory: 16 << 20, MaxEventTypes: formats.DefaultTypes, BodyWindow: 5 * time.Minute,
 	}
 }
 

@@ -90,7 +90,7 @@ type Bus struct {
 	// is not delivered yet is kept however old. Unit: duration.
 	Keep map[string]time.Duration `yaml:"keep"`
 	// PublishWindow bounds what each stage has published and not yet had
-	// confirmed. Unit: bytes, at least 8 MiB.
+	// confirmed; a larger message goes alone. Unit: bytes, at least 1 MiB.
 	PublishWindow config.Bytes `yaml:"publish_window"`
 	// AckWait is how soon a message is delivered again when its reader shows no
 	// sign of life. Unit: duration.
@@ -113,7 +113,7 @@ func (b Bus) Validate() error {
 	p.Need(b.Disk >= 64*config.MiB, "disk", "use 64 MiB or more")
 	p.Need(b.Replicas == 1 || b.Replicas == 3 || b.Replicas == 5, "replicas", "use 1, 3 or 5")
 	p.Need(b.Replicas == 1 || b.URL != "", "replicas", "use 1 with the server inside the process, or set url to a cluster")
-	p.Need(b.PublishWindow >= 8*config.MiB, "publish_window", "use 8 MiB or more: one message can be that large")
+	p.Need(b.PublishWindow >= config.MiB, "publish_window", "use 1 MiB or more")
 	p.Need(b.AckWait >= time.Second, "ack_wait", "use 1s or more")
 	p.Need(b.GiveUpAfter >= time.Minute, "give_up_after", "use 1m or more")
 	p.Need(b.DrainTimeout > 0, "drain_timeout", "use a positive duration, e.g. 10s")
@@ -240,7 +240,7 @@ func defaults() File {
 	return File{
 		Bus: Bus{
 			Store: "penstock-data", Listen: "127.0.0.1:0", Disk: 16 * config.GiB, Replicas: 1,
-			PublishWindow: 8 * config.MiB, AckWait: 30 * time.Second, GiveUpAfter: 6 * time.Hour, DrainTimeout: 10 * time.Second,
+			PublishWindow: 4 * config.MiB, AckWait: 30 * time.Second, GiveUpAfter: 6 * time.Hour, DrainTimeout: 10 * time.Second,
 		},
 		Fetch: fetch.Defaults(), Parse: parse.Defaults(), Dedupe: dedupe.Defaults(), Console: console.Defaults(), Telemetry: telemetry.Defaults(),
 		Ledger: Ledger{Keep: 90 * 24 * time.Hour, Disk: config.GiB},
