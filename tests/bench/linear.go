@@ -167,7 +167,7 @@ func inTurn(ctx context.Context, c Contender, cells []cell, unit string, say io.
 // lineOfSources divides the same objects among ever more sources.
 func lineOfSources(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) (Line, error) {
 	l := Line{Name: "Sources", Unit: "sources", Note: "the same objects of 500 events, divided among queues of their own"}
-	w, err := trail(max(200, int(2000*scale)), 500, 0)(1)
+	w, err := trail(max(200, int(1000*scale)), 500, 0)(1)
 	if err != nil {
 		return l, err
 	}
@@ -216,7 +216,7 @@ func lineOfTypes(ctx context.Context, c Contender, o Options, scale float64, say
 	l := Line{Name: "Event types", Unit: "event types", Note: "JSON lines of 300 bytes, 5,000 in an object"}
 	var cells []cell
 	for _, n := range []int{1, 10, 100, 500} {
-		set, w, err := typed(max(40, int(400*scale)), 5000, n)
+		set, w, err := typed(max(40, int(200*scale)), 5000, n)
 		if err != nil {
 			return l, err
 		}

@@ -6,7 +6,7 @@
 // On a shared machine only ratios of runs side by side mean anything, which is what
 // the floor is for: a plain loop that does the same work and promises nothing.
 //
-//	go run ./tests/bench -report out.json        all there is, against the targets; half an hour
+//	go run ./tests/bench -report out.json        all there is, against the targets; three quarters of an hour
 //	go run ./tests/bench -report out.json -only vpc,idle
 //	                                             some parts anew; -parts lists them
 //	go run ./tests/bench -plot out.json          plots and tables of docs/performance.md
@@ -88,7 +88,8 @@ func run() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), *timeout)
 	defer cancel()
-	if *binary == "" && !*onlyFloor {
+	here := *binary == ""
+	if here && !*onlyFloor {
 		dir, err := os.MkdirTemp("", "penstock-bench-*")
 		if err != nil {
 			return err
@@ -113,6 +114,7 @@ func run() error {
 		if err != nil {
 			return err
 		}
+		r.Commit = commit(ctx, *binary, here)
 		err = r.fill(ctx, wanted, *binary, *report, *scale, *rounds, os.Stderr)
 		r.print(os.Stdout)
 		return err
@@ -132,7 +134,7 @@ func run() error {
 		}
 		file := filepath.Join(os.TempDir(), "penstock-bench-"+*name+".json")
 		defer func() { _ = os.Remove(file) }()
-		r := &Report{}
+		r := &Report{Origin: Origin{Commit: commit(ctx, *binary, here)}}
 		err = r.fill(ctx, wanted, *binary, file, *scale, *rounds, os.Stderr)
 		r.print(os.Stdout)
 		return err

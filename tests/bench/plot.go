@@ -31,10 +31,7 @@ var peers = []peer{
 // plots are the files of a report, by name.
 func plots(r *Report) map[string]string {
 	all := map[string]string{}
-	under := fmt.Sprintf("%s, commit %s, %s", r.Machine, r.Commit, r.Time.Format("2006-01-02"))
-	if r.Scale != 1 {
-		under += fmt.Sprintf(", scale %.3g", r.Scale)
-	}
+	under := r.String()
 	if p := r.find("million"); p != nil {
 		list := []bar{{"floor", 1, "c1", "1.0"}}
 		ratio := p.ratio(penstockName, floorName)

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"debug/buildinfo"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,13 +18,10 @@ import (
 
 // Report is everything that is measured.
 type Report struct {
-	// Time of the last part, and the tree that was measured.
-	Time   time.Time `json:"time"`
-	Commit string    `json:"commit"`
-	// Machine as the operating system tells.
-	Machine string `json:"machine"`
-	// Scale is the fraction of each part; 1 is all of it.
-	Scale float64 `json:"scale"`
+	// Origin of the part that was measured last.
+	Origin
+	// Parts are where each part comes from: they may have been measured one by one.
+	Parts map[string]Origin `json:"parts"`
 	// Pairs are the runs of the sets, penstock and the floors in turn.
 	Pairs  []*Pair  `json:"pairs,omitempty"`
 	Idle   *Idle    `json:"idle,omitempty"`
@@ -33,6 +31,49 @@ type Report struct {
 	Lines  []Line   `json:"lines,omitempty"`
 	// Settings are runs of a part of the set million with one setting changed.
 	Settings *Pair `json:"settings,omitempty"`
+}
+
+// Origin says what was measured, when and where.
+type Origin struct {
+	Time time.Time `json:"time"`
+	// Commit of the tree, see [commit].
+	Commit string `json:"commit"`
+	// Machine as the operating system tells.
+	Machine string `json:"machine"`
+	// Scale is the fraction of the work; 1 is all of it.
+	Scale float64 `json:"scale"`
+}
+
+// String has no time of day: that says nothing to a reader.
+func (o Origin) String() string {
+	text := fmt.Sprintf("%s, commit %s, %s", o.Machine, o.Commit, o.Time.Format(time.DateOnly))
+	if o.Scale != 1 {
+		text += fmt.Sprintf(", scale %.3g", o.Scale)
+	}
+	return text
+}
+
+// origins are the different ones, each with its parts where there are several.
+func (r *Report) origins() string {
+	var texts []string
+	names := map[string][]string{}
+	for _, part := range parts() {
+		o, measured := r.Parts[part]
+		if !measured {
+			continue
+		}
+		if text := o.String(); len(names[text]) == 0 {
+			texts = append(texts, text)
+		}
+		names[o.String()] = append(names[o.String()], part)
+	}
+	if len(texts) == 1 {
+		return texts[0]
+	}
+	for i, text := range texts {
+		texts[i] = text + ": " + strings.Join(names[text], ", ")
+	}
+	return strings.Join(texts, "; ")
 }
 
 // The parts of a report besides the sets, which go by their names.
@@ -60,7 +101,7 @@ const penstockName = "penstock"
 // fill measures the parts that are wanted, and keeps the others as they are. It saves
 // after each, so that a run that is broken off is not for nothing.
 func (r *Report) fill(ctx context.Context, wanted []string, binary, file string, scale float64, rounds int, say io.Writer) error {
-	r.Machine, r.Scale, r.Commit = machine(), scale, commit(ctx)
+	r.Origin = Origin{Machine: machine(), Scale: scale, Commit: r.Commit}
 	c := Contender{Name: penstockName, Binary: binary}
 	for i, part := range wanted {
 		fmt.Fprintf(say, "bench: %s, part %s (%d of %d)\n", time.Now().UTC().Format(time.TimeOnly), part, i+1, len(wanted))
@@ -85,6 +126,10 @@ func (r *Report) fill(ctx context.Context, wanted []string, binary, file string,
 			return fmt.Errorf("part %s: %w", part, err)
 		}
 		r.Time = time.Now().UTC().Truncate(time.Second)
+		if r.Parts == nil {
+			r.Parts = map[string]Origin{}
+		}
+		r.Parts[part] = r.Origin
 		if err := r.save(file); err != nil {
 			return err
 		}
@@ -146,11 +191,29 @@ func load(file string) (*Report, error) {
 	return r, nil
 }
 
-// commit is the short id of what is measured, with a plus when the tree differs.
-func commit(ctx context.Context) string {
+// commit is the short id of what a binary was built from, with a plus when the tree
+// differed: as the Go tool has noted in it, or, where that is turned off, that of the
+// tree here when it was built from that.
+func commit(ctx context.Context, binary string, here bool) string {
+	info, err := buildinfo.ReadFile(binary)
+	if err != nil {
+		return "unknown" // whatever it is, it is measured
+	}
+	id, differs := "", ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			id = s.Value[:min(7, len(s.Value))]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			differs = "+"
+		}
+	}
+	if id != "" || !here {
+		return cmp.Or(id, "unknown") + differs
+	}
 	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty=+", "--match=").Output()
 	if err != nil {
-		return "unknown" // measured outside a working tree
+		return "unknown"
 	}
 	return strings.TrimSpace(string(out))
 }
@@ -216,7 +279,7 @@ func (r *Report) targets() []Target {
 
 // print shows the targets, then each set.
 func (r *Report) print(to io.Writer) {
-	fmt.Fprintf(to, "\n%s, %s, commit %s, scale %.3g\n\n%-72s %12s %12s\n", r.Time.Format(time.DateTime), r.Machine, r.Commit, r.Scale, "target", "goal", "measured")
+	fmt.Fprintf(to, "\n%s\n\n%-72s %12s %12s\n", r.origins(), "target", "goal", "measured")
 	for _, t := range r.targets() {
 		mark := ""
 		if !t.Met {

@@ -24,11 +24,6 @@ func table(rows [][]string) string {
 	return b.String()
 }
 
-// from says where figures come from.
-func (r *Report) from() string {
-	return fmt.Sprintf("\n%s, commit %s, %s, scale %.3g.\n", r.Machine, r.Commit, r.Time.Format("2006-01-02"), r.Scale)
-}
-
 func targetTable(r *Report) string {
 	rows := [][]string{{"what", "goal", "measured"}}
 	for _, t := range r.targets() {
@@ -38,7 +33,7 @@ func targetTable(r *Report) string {
 		}
 		rows = append(rows, []string{t.What, t.Goal, seen})
 	}
-	return table(rows) + r.from()
+	return table(rows) + "\n" + r.origins() + ".\n"
 }
 
 func peerTable(r *Report) string {
