@@ -76,7 +76,7 @@ func (l *Lane) landed(ctx context.Context, f *flight) (uint64, error) {
 		case ack := <-f.future.Ok():
 			countPublished(f.msg)
 			return ack.Sequence, nil
-		case <-f.future.Err():
+		case <-f.future.Err(): //nolint:errcheck // it is stored again, which tells what is wrong
 		case <-ctx.Done():
 			return 0, errPublish.New(context.Cause(ctx), "publish to %s", f.msg.Subject)
 		}

@@ -86,9 +86,9 @@ func TestReadAhead(t *testing.T) {
 	go c.fill()
 	var want []byte
 	for i := range 2000 {
-		size := 1 + rand.IntN(100) //nolint:gosec // any sizes
+		size := 1 + rand.IntN(100)
 		if i%50 == 0 {
-			size = aheadChunk + rand.IntN(3*aheadChunk) //nolint:gosec // any sizes
+			size = aheadChunk + rand.IntN(3*aheadChunk)
 		}
 		data := bytes.Repeat([]byte{byte(i)}, size)
 		want = append(want, data...)
@@ -154,7 +154,7 @@ func TestBlocksAreForgotten(t *testing.T) {
 	out := b.NewOutbox(Route)
 	body := make([]byte, 1<<20)
 	for i := range body {
-		body[i] = byte(rand.Uint32()) //nolint:gosec // not to be compressed
+		body[i] = byte(rand.Uint32())
 	}
 	frames := messages.NewBuilder(messages.Header{Source: "s", EventType: "a.b"})
 	o := frames.Origin(&messages.Origin{Source: "s", Pull: []byte("p")})

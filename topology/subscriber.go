@@ -150,7 +150,8 @@ func (s *subscriber) receive(ctx context.Context, out chan<- *message.Message) {
 	defer close(out)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.open, cancel)()
+	stop := context.AfterFunc(s.open, cancel) //nolint:contextcheck // the subscriber has a life of its own
+	defer stop()
 	defer func() { _ = s.sub.Unsubscribe() }()
 	_, heartbeat := s.bus.pullPace()
 	for {

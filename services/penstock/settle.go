@@ -7,7 +7,7 @@ import (
 )
 
 // settleAfter is when a process has done what it does only once.
-const settleAfter = 15 * time.Second
+const settleAfter = 3 * time.Second
 
 // settle gives back, once, what only the start needed: garbage, and the parts of the
 // program that ran or were read then, which stay mapped otherwise. What is needed again

@@ -385,14 +385,15 @@ func (h *lots) Pop() any {
 // recent remembers ids of messages that were stored and may come again, so that
 // they are not stored again. It may be used concurrently.
 type recent struct {
+	size int
 	mu   sync.Mutex
 	ids  map[string]struct{}
-	ring []string
+	ring []string // grows up to size: most sources are quiet
 	next int
 }
 
 func newRecent(size int) *recent {
-	return &recent{ids: make(map[string]struct{}), ring: make([]string, size)}
+	return &recent{size: size, ids: make(map[string]struct{})}
 }
 
 func (r *recent) has(id string) bool {
@@ -408,9 +409,12 @@ func (r *recent) add(id string) {
 	if _, ok := r.ids[id]; ok {
 		return
 	}
-	if old := r.ring[r.next]; old != "" {
-		delete(r.ids, old)
+	r.ids[id] = struct{}{}
+	if len(r.ring) < r.size {
+		r.ring = append(r.ring, id)
+		return
 	}
-	r.ids[id], r.ring[r.next] = struct{}{}, id
-	r.next = (r.next + 1) % len(r.ring)
+	delete(r.ids, r.ring[r.next])
+	r.ring[r.next] = id
+	r.next = (r.next + 1) % r.size
 }
