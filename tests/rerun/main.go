@@ -127,6 +127,7 @@ func read(events io.Reader, out io.Writer) *result {
 	said := map[string]*bytes.Buffer{} // by package, and by package and test, until it ends
 	bad := map[string]string{}         // packages in which something unforgivable was said
 	tests := map[string]int{}          // failed tests by package
+	ended := map[string]bool{}         // packages whose tests have all run, and not all passed
 	lines := bufio.NewReader(events)
 	for {
 		line, err := lines.ReadBytes('\n')
@@ -143,6 +144,9 @@ func read(events io.Reader, out io.Writer) *result {
 				said[key] = &bytes.Buffer{}
 			}
 			said[key].WriteString(e.Output)
+			if e.Test == "" && e.Output == "FAIL\n" {
+				ended[e.Package] = true
+			}
 			if s := unforgivable(e.Output); s != "" {
 				bad[e.Package] = s
 			}
@@ -172,6 +176,8 @@ func read(events io.Reader, out io.Writer) *result {
 					how = "does not build"
 				case how == "" && tests[e.Package] == 0:
 					how = "failed outside of its tests"
+				case how == "" && !ended[e.Package]: // whatever runs again, the rest has not run
+					how = "did not come to its end"
 				}
 				if how != "" {
 					r.broken = append(r.broken, e.Package+": "+how)

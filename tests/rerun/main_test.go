@@ -39,6 +39,9 @@ func TestFlaky(t *testing.T) {
 func TestFine(t *testing.T) {}
 `
 
+// What fails each time.
+const bad = "func TestBad(t *testing.T) { t.Fatal(\"never\") }\n"
+
 func TestRerun(t *testing.T) {
 	tests := []struct {
 		name, code    string
@@ -48,11 +51,13 @@ func TestRerun(t *testing.T) {
 	}{
 		{"all pass", "func TestFine(t *testing.T) {}\n", 0, 0, "ok  ", ""},
 		{"fails once", flaky, exitTests, 0, "not this time", ""},
-		{"fails again", "func TestBad(t *testing.T) { t.Fatal(\"never\") }\n", exitTests, 1, "never", ""},
+		{"fails again", bad, exitTests, 1, "never", ""},
 		{"panics", "func TestBad(t *testing.T) { panic(\"boom\") }\n", 1, 0, "not forgiven: example.org/flaky: panicked", ""},
 		{"runs out of time", "func TestBad(t *testing.T) { select {} }\n", 1, 0, "not forgiven: example.org/flaky: panicked", "1s"},
 		{"does not build", "func TestBad(t *testing.T) { nothing() }\n", 1, 0, "not forgiven: example.org/flaky: does not build", ""},
 		{"ends the process", "func TestBad(t *testing.T) { os.Exit(3) }\n", 1, 0, "not forgiven: example.org/flaky: failed outside of its tests", ""},
+		{"ends the process after a failure", bad + "func TestWorse(t *testing.T) { os.Exit(3) }\n", 1, 0, "not forgiven: example.org/flaky: did not come to its end", ""},
+		{"panics in the middle of a line after a failure", bad + "func TestWorse(t *testing.T) { os.Stderr.WriteString(\"so far: \"); go panic(\"boom\"); select {} }\n", 1, 0, "not forgiven: example.org/flaky: did not come to its end", ""},
 		{"says nothing of a test", "func TestMain(m *testing.M) { m.Run(); os.Exit(1) }\nfunc TestFine(t *testing.T) {}\n", 1, 0, "not forgiven: ", ""},
 	}
 	for _, test := range tests {
@@ -113,7 +118,7 @@ func TestScript(t *testing.T) {
 		says       string
 	}{
 		{"flaky", flaky, true, "flaky: example.org/flaky TestFlaky"},
-		{"bad", "func TestBad(t *testing.T) { t.Fatal(\"never\") }\n", false, "FAILED"},
+		{"bad", bad, false, "FAILED"},
 		{"panics", "func TestBad(t *testing.T) { panic(\"boom\") }\n", false, "FAILED"},
 	}
 	for _, test := range tests {
