@@ -106,6 +106,9 @@ type event struct {
 // goTest runs go test and writes to out what it would have without -json.
 func goTest(args []string, out io.Writer) (*result, error) {
 	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...) //nolint:gosec // what CI wants to run
+	if slices.Contains(args, "-race") {
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=1") // it cannot do without
+	}
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {

@@ -90,6 +90,22 @@ func TestRace(t *testing.T) {
 	}
 }
 
+// The race detector needs cgo in the second run as in the first, whatever is set.
+func TestRaceNeedsCgo(t *testing.T) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip("no gcc")
+	}
+	t.Setenv("CGO_ENABLED", "0")
+	module(t, flaky)
+	var out bytes.Buffer
+	if code, err := run([]string{"-failed", "failed", "-race", "./..."}, &out); err != nil || code != exitTests {
+		t.Fatalf("first run: exit code %d, %v:\n%s", code, err, out.String())
+	}
+	if code, err := run([]string{"-only", "failed", "-race"}, &out); err != nil || code != 0 {
+		t.Fatalf("second run: exit code %d, %v:\n%s", code, err, out.String())
+	}
+}
+
 // A second run in which the test was not run proves nothing.
 func TestNotRun(t *testing.T) {
 	module(t, "func TestFine(t *testing.T) {}\n")
