@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -104,9 +105,11 @@ type LaneWork interface {
 	// Restore takes ids that were seen at a time: all of the window, oldest first,
 	// before the first frame. The same id may come again.
 	Restore(ids []byte, at time.Time)
-	// Frame marks the duplicates of a frame and commits it. commit stores the
-	// output and returns once that is durable; fresh are the ids, 16 bytes each,
-	// that it saw first. It is called once, last, and its error is returned.
+	// Frame marks the duplicates of a frame and commits it. commit has the output
+	// stored: it may return before that is durable, and when it does not get so, the
+	// work is closed. fresh are the ids, 16 bytes each, that it saw first. It is called
+	// once, last, and its error is returned. Unlike the bytes of in, output and fresh
+	// may be used again then.
 	Frame(ctx context.Context, in In[messages.View], commit func(ctx context.Context, output, fresh []byte) error) error
 	// Close ends the work, when the lane is lost or handed over.
 	Close()
@@ -394,6 +397,9 @@ func (l *Lane) frame(msg *message.Message, work LaneWork) error {
 		return l.refuse(ctx, &in, err)
 	}
 	return work.Frame(ctx, in, func(ctx context.Context, output, fresh []byte) error {
+		if l.alone && len(output) > 0 && (len(m.Data) == 0 || &output[0] != &m.Data[0]) {
+			output = bytes.Clone(output) // work may use it again before it is stored
+		}
 		return l.commit(ctx, output, fresh, m.Sequence, m.Attempts)
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 
 	"github.com/penstock/penstock/messages"
@@ -225,6 +226,53 @@ func TestOutputsUnderWayAreStoredInOrder(t *testing.T) {
 	}
 	if want := []uint64{1, 2, 3, 4, 5, 6}; !slices.Equal(inputs, want) {
 		t.Errorf("outputs %v, want %v", inputs, want)
+	}
+}
+
+// reusingWork puts all its outputs into one buffer, as work may that stores them one by one.
+type reusingWork struct{ buffer []byte }
+
+func (w *reusingWork) Restore([]byte, time.Time) {}
+func (w *reusingWork) Close()                    {}
+func (w *reusingWork) Frame(ctx context.Context, in In[messages.View], commit func(context.Context, []byte, []byte) error) error {
+	w.buffer = append(w.buffer[:0], in.Value.Encoded()...)
+	return commit(ctx, w.buffer, nil)
+}
+
+// An output under way that has to be stored again is what it was, whatever the work does
+// with its buffers meanwhile.
+func TestOutputsUnderWayStayAsTheyAre(t *testing.T) {
+	b := testBus(t, Limits{Lanes: 1})
+	l := &Lane{bus: b, alone: true}
+	work := &reusingWork{}
+	var want []string
+	for i := range uint64(5) {
+		data := testFrame(t, 0, fmt.Sprint("frame", i), 1+int(i))
+		want = append(want, string(data))
+		before := l.lastID
+		if i == 1 { // the server refuses it, for whatever reason
+			l.lastID = "nobody's"
+		}
+		stored := Stored{Subject: ParsedSubject(0), Sequence: 1 + i, Data: data}
+		if err := l.frame(message.NewMessageWithContext(context.WithValue(t.Context(), deliveryKey{}, &stored), fmt.Sprint(i), data), work); err != nil {
+			t.Fatal(err)
+		}
+		if i == 1 {
+			l.flights[0].msg.Header.Set(nats.ExpectedLastMsgIdHdr, before)
+		}
+	}
+	if err := l.landAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	if err := b.Read(t.Context(), Span{Subject: UniqueSubject(0)}, func(m Stored) error {
+		got = append(got, string(m.Data))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%d outputs were stored, and not all as they were", len(got))
 	}
 }
 
