@@ -31,6 +31,8 @@ const (
 	leaseTick   = 500 * time.Millisecond
 	// leaseAlone is how often keys change that nobody else looks at.
 	leaseAlone = 30 * time.Second
+	// leaseForgotten is for how long a member has been silent that is counted no more.
+	leaseForgotten = 3 * leaseAlone
 )
 
 // Who waits for lanes waits for events: members of that group show that they live
@@ -76,7 +78,9 @@ type leases struct {
 	mu   sync.Mutex
 	seen map[string]*sighting
 	held map[string]*lease
-	wg   sync.WaitGroup
+	// ended is told when the work of a lease has ended.
+	ended chan struct{}
+	wg    sync.WaitGroup
 }
 
 // sighting is a key as the watcher saw it last, and when that was.
@@ -114,13 +118,18 @@ func (g *leases) pace() (beat, look time.Duration) {
 // with it, and no other member is there. Who joins takes nothing for [leaseExpiry] by its
 // own clock, and is seen before that.
 func (g *leases) alone() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.isAlone()
+}
+
+// isAlone is alone. g.mu is held.
+func (g *leases) isAlone() bool {
 	if !g.bus.options.Own {
 		return false
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	for name, s := range g.seen {
-		if strings.HasPrefix(name, "member.") && s.value.Owner != g.me {
+		if strings.HasPrefix(name, "member.") && s.value.Owner != g.me && time.Since(s.at) < leaseForgotten {
 			return false
 		}
 	}
@@ -131,7 +140,7 @@ func (g *leases) key(name string) string { return g.group + "." + name }
 
 // keep owns what falls to this member until ctx ends, then hands all back.
 func (g *leases) keep(ctx context.Context) error {
-	g.seen, g.held = map[string]*sighting{}, map[string]*lease{}
+	g.seen, g.held, g.ended = map[string]*sighting{}, map[string]*lease{}, make(chan struct{}, 1)
 	for {
 		err := g.session(ctx)
 		if ctx.Err() != nil {
@@ -191,6 +200,16 @@ func (g *leases) session(ctx context.Context) error {
 				continue
 			}
 		case <-tick.C:
+			if !known {
+				continue
+			}
+		case <-g.ended:
+			// Not at once, in case it ends at once again.
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(fastTick):
+			}
 			if !known {
 				continue
 			}
@@ -315,8 +334,9 @@ func (g *leases) balance(ctx context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	// Who has not even seen its own signs of life, as after a stop of the process or while
-	// the watch lags, cannot tell the dead from the living.
-	if own := g.seen["member."+token(g.me)]; own == nil || !own.lives() {
+	// the watch lags, cannot tell the dead from the living. Where nobody else is, there are
+	// none to tell, and signs are rare.
+	if own := g.seen["member."+token(g.me)]; own == nil || !own.lives() && !g.isAlone() {
 		return
 	}
 	members, even := []string{g.me}, g.fast
@@ -456,5 +476,9 @@ func (g *leases) take(ctx context.Context, name string, s *sighting) {
 		g.mu.Lock()
 		delete(g.held, name)
 		g.mu.Unlock()
+		select {
+		case g.ended <- struct{}{}:
+		default:
+		}
 	})
 }

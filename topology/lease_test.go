@@ -1,7 +1,9 @@
 package topology
 
 import (
+	"context"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -50,5 +52,77 @@ func TestMembersLiveByTheirOwnPace(t *testing.T) {
 		if got := c.s.lives(); got != c.lives {
 			t.Errorf("%s: lives is %v", c.name, got)
 		}
+	}
+}
+
+// With the server inside the process, one that is alone beats rarely, and must not take
+// itself for dead for that: what there is to be done changes all the same.
+func TestAloneSharesWhatIsNew(t *testing.T) {
+	e := testServer(t, t.TempDir(), 256<<20)
+	b := testConnect(t, e, Options{Name: "a", Own: true})
+	if _, err := b.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	for _, fast := range []bool{false, true} {
+		taken := make(chan string, 2)
+		ctx, cancel := context.WithCancel(t.Context())
+		g := &leases{
+			bus: b, group: fmt.Sprint("share.", fast), fast: fast, me: "a", seen: map[string]*sighting{}, held: map[string]*lease{},
+			list: func() []string { return []string{"late"} },
+			run: func(ctx context.Context, l *lease) error {
+				taken <- l.name
+				<-ctx.Done()
+				return nil
+			},
+		}
+		var err error
+		if g.kv, err = b.js.KeyValue(t.Context(), leaseBucket); err != nil {
+			t.Fatal(err)
+		}
+		// The last beat was made while another was there, and has to do for long.
+		g.seen["member.a"] = &sighting{value: leaseValue{Owner: "a", Every: leaseRenew.Milliseconds()}, at: time.Now().Add(-leaseAlone)}
+		g.balance(ctx)
+		if len(g.held) != 1 {
+			t.Errorf("fast %v: what is new was not taken", fast)
+		}
+		cancel()
+		g.wg.Wait()
+	}
+}
+
+// Who has been silent for long does not count, or the key that a process leaves which was
+// killed would be listened to for ever.
+func TestAloneForgetsTheDead(t *testing.T) {
+	g := &leases{me: "a", bus: &Bus{options: Options{Own: true}}}
+	for silent, alone := range map[time.Duration]bool{0: false, leaseExpiry: false, 5 * leaseAlone: true} {
+		g.seen = map[string]*sighting{"member.b": {value: leaseValue{Owner: "b", Every: 600}, at: time.Now().Add(-silent)}}
+		if g.alone() != alone {
+			t.Errorf("another silent for %v: alone is %v", silent, !alone)
+		}
+	}
+}
+
+// What has ended is taken up again at once, not when it is time to look.
+func TestLeasesAreTakenAgainAtOnce(t *testing.T) {
+	e := testServer(t, t.TempDir(), 256<<20)
+	b := testConnect(t, e, Options{Name: "a", Own: true})
+	if _, err := b.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	const rounds = 20
+	var n atomic.Int64
+	run(t, func(ctx context.Context) error {
+		return b.Share(ctx, "x", func() []string { return []string{"one"} }, func(context.Context, string) error {
+			n.Add(1)
+			return errFenced.New(nil, "go on")
+		})
+	})
+	deadline, cancel := context.WithTimeout(t.Context(), rounds*leaseRenew/2)
+	defer cancel()
+	for n.Load() < rounds && deadline.Err() == nil {
+		<-time.After(10 * time.Millisecond)
+	}
+	if n.Load() < rounds {
+		t.Errorf("%d rounds in the time of %d looks", n.Load(), rounds/2)
 	}
 }
