@@ -95,6 +95,11 @@ type Bus struct {
 	// reconnects counts how often the connection came back: pulls that were under way
 	// on the one before are answered no more.
 	reconnects atomic.Uint64
+	// conn ends when the connection has come back; then there is another. connMu guards
+	// both.
+	connMu  sync.Mutex
+	conn    context.Context
+	connEnd context.CancelFunc
 	// life ends when the bus is closed.
 	life context.Context
 	end  context.CancelFunc
@@ -134,6 +139,7 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 	}
 	b := &Bus{options: o, log: o.Log, window: semaphore.NewWeighted(o.PublishWindow), ledger: map[Stage]*ledgerWriter{}, committers: map[string]*committer{}}
 	b.life, b.end = context.WithCancel(context.Background())
+	b.conn, b.connEnd = context.WithCancel(context.Background())
 	opts := []nats.Option{
 		nats.Name(o.Name), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond), nats.ReconnectJitter(250*time.Millisecond, time.Second),
 		// Who is refused tries on, too: users may be written anew just now. Else the connection
@@ -154,6 +160,10 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 		}),
 		nats.ReconnectHandler(func(c *nats.Conn) {
 			b.reconnects.Add(1)
+			b.connMu.Lock()
+			b.connEnd()
+			b.conn, b.connEnd = context.WithCancel(context.Background())
+			b.connMu.Unlock()
 			b.log.Info("bus connection is back", "server", c.ConnectedServerName())
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {
@@ -239,6 +249,23 @@ func pingInterval(own bool) time.Duration {
 		return time.Minute
 	}
 	return 5 * time.Second
+}
+
+// listen returns a context that ends with ctx, after a while, and when the connection has
+// come back since it was that of epoch: what waits for an answer on the one before gets none.
+func (b *Bus) listen(ctx context.Context, while time.Duration, epoch uint64) (context.Context, context.CancelFunc) {
+	wait, cancel := context.WithTimeout(ctx, while)
+	b.connMu.Lock()
+	conn := b.conn
+	b.connMu.Unlock()
+	stop := context.AfterFunc(conn, cancel)
+	if b.reconnects.Load() != epoch {
+		cancel()
+	}
+	return wait, func() {
+		stop()
+		cancel()
+	}
 }
 
 // learn asks the server what our user may do. Who gets no answer tries, and sees.

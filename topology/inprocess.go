@@ -48,6 +48,7 @@ type readAhead struct {
 	queue   []piece
 	held    int // bytes of the pieces in the queue, their unused parts included
 	err     error
+	closed  bool
 }
 
 // piece is what waits to be read: from start to end.
@@ -69,7 +70,7 @@ func (c *readAhead) fill() {
 		}
 		c.err = err
 		c.changed.Broadcast()
-		for c.held >= aheadBytes && err == nil {
+		for c.held >= aheadBytes && err == nil && !c.closed {
 			c.changed.Wait()
 		}
 		c.mu.Unlock()
@@ -93,6 +94,15 @@ func (c *readAhead) join(data []byte) bool {
 	}
 	last.end += copy(last.data[last.end:], data)
 	return true
+}
+
+// Close implements net.Conn.
+func (c *readAhead) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.changed.Broadcast()
+	c.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // Read implements net.Conn. What was read ahead comes before the error that ended it.

@@ -2,6 +2,7 @@ package topology
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/penstock/penstock/messages"
 )
@@ -145,6 +147,95 @@ func TestReadAheadIsBounded(t *testing.T) {
 	n, err := io.Copy(io.Discard, c)
 	if err != nil || n != total {
 		t.Errorf("%d bytes were read, want %d: %v", n, total, err)
+	}
+}
+
+// A connection that is closed while nobody reads keeps nothing, and no goroutine.
+func TestReadAheadCloses(t *testing.T) {
+	server, client := net.Pipe()
+	c := &readAhead{Conn: client}
+	c.changed.L = &c.mu
+	filled := make(chan struct{})
+	go func() {
+		c.fill()
+		close(filled)
+	}()
+	go func() {
+		data := make([]byte, aheadChunk)
+		for {
+			if _, err := server.Write(data); err != nil {
+				return
+			}
+		}
+	}()
+	await(t, "all that may wait waits", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.held == aheadBytes
+	})
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-filled:
+	case <-time.After(10 * time.Second):
+		t.Error("the goroutine that reads ahead outlives the connection")
+	}
+}
+
+// When the connection to the server inside comes back, what waits on the one before asks
+// anew at once: signs of life are too rare there to be waited for.
+func TestOwnPullsOutliveTheirConnection(t *testing.T) {
+	e := testServer(t, t.TempDir(), 256<<20)
+	b := testConnect(t, e, Options{Name: "a", Own: true})
+	if _, err := b.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	got, followed := make(chan uint64, 16), make(chan uint64, 16)
+	run(t, func(ctx context.Context) error {
+		return Consume(ctx, b, RouteConsumer, raw, func(_ context.Context, in In[[]byte], _ Outbox) error {
+			got <- in.Sequence
+			return nil
+		})
+	})
+	run(t, func(ctx context.Context) error {
+		if err := b.Follow(ctx, Span{Subject: UniqueSubject(0)}, func(m Stored) error {
+			followed <- m.Sequence
+			return nil
+		}); ctx.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	inside, ok := b.options.inside.(inProcess)
+	if !ok {
+		t.Fatal("the bus is not reached in process")
+	}
+	other := testConnect(t, e, Options{Name: "b"})
+	for i := range 2 {
+		back := b.reconnects.Load()
+		if i == 1 {
+			id, err := b.nc.GetClientID()
+			if err == nil {
+				err = inside.server.DisconnectClientByID(id)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the connection is lost", func() bool { return !b.nc.IsConnected() || b.reconnects.Load() > back })
+		}
+		// Nobody is there to get it, so the server forgets the pulls.
+		publish(t, other, Message{Subject: UniqueSubject(0), ID: fmt.Sprint(i), Data: []byte("x")})
+		if i == 1 {
+			await(t, "the connection is back", func() bool { return b.reconnects.Load() > back })
+		}
+		for who, c := range map[string]chan uint64{"consumer": got, "reader": followed} {
+			select {
+			case <-c:
+			case <-time.After(12 * time.Second):
+				t.Errorf("message %d did not get to the %s soon", i, who)
+			}
+		}
 	}
 }
 

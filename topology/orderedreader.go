@@ -55,10 +55,13 @@ const readBatch = 16
 
 var errIdle = errors.New("nothing to read yet")
 
-// Next returns the next message, or errIdle when none comes for a heartbeat or
-// ctx ends.
+// Next returns the next message, or errIdle when none comes for a while or ctx ends.
 func (r *orderedReader) Next(ctx context.Context) (*nats.Msg, metadata, error) {
-	wait, cancel := context.WithTimeout(ctx, cmp.Or(r.pause, pullHeartbeat))
+	epoch := r.epoch
+	if r.consumer == "" {
+		epoch = r.bus.reconnects.Load()
+	}
+	wait, cancel := r.bus.listen(ctx, cmp.Or(r.pause, pullHeartbeat), epoch)
 	defer cancel()
 	for {
 		if r.consumer == "" {

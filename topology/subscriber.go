@@ -155,7 +155,10 @@ func (s *subscriber) receive(ctx context.Context, out chan<- *message.Message) {
 	defer func() { _ = s.sub.Unsubscribe() }()
 	_, heartbeat := s.bus.pullPace()
 	for {
-		next, stop := context.WithTimeout(ctx, heartbeat)
+		s.mu.Lock()
+		epoch := s.epoch
+		s.mu.Unlock()
+		next, stop := s.bus.listen(ctx, heartbeat, epoch)
 		msg, err := s.sub.NextMsgWithContext(next)
 		stop()
 		s.mu.Lock()
@@ -166,7 +169,7 @@ func (s *subscriber) receive(ctx context.Context, out chan<- *message.Message) {
 			return
 		}
 		switch {
-		case errors.Is(err, context.DeadlineExceeded):
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 			s.checkPulls()
 			continue
 		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrBadSubscription):
