@@ -379,6 +379,38 @@ func TestFollow(t *testing.T) {
 	await(t, func() bool { return !c.followed("test") })
 }
 
+// Whoever looks after nobody did sees something new soon, however old the last sample is
+// when they come.
+func TestLooksAgainWhenAsked(t *testing.T) {
+	d := newDesk(t, status.Configured{})
+	for name, test := range map[string]struct{ every, age time.Duration }{
+		"just sampled": {time.Second, 0}, "long ago": {20 * time.Millisecond, 200 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := Defaults()
+			cfg.Address = "127.0.0.1:0"
+			c, err := New(cfg, Deps{Bus: func() *topology.Bus { return d.bus }, Log: slog.New(slog.DiscardHandler), Every: test.every})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = c.listener.Close() })
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer cancel()
+			wg.Go(func() { c.watch(ctx) })
+			await(t, func() bool { s := c.now.Load(); return s != nil && time.Since(s.tried) > test.age })
+			before := c.latest()
+			for giveUp := time.Now().Add(sampleUnseen / 2); c.now.Load() == before; {
+				if time.Now().After(giveUp) {
+					t.Fatal("the same is still shown")
+				}
+				time.Sleep(time.Millisecond) // between two looks
+			}
+		})
+	}
+}
+
 func await(t *testing.T, what func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !what(); {

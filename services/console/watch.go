@@ -26,16 +26,21 @@ func (c *Console) watch(ctx context.Context) {
 	for {
 		c.look(ctx)
 		wait := c.deps.Every
-		switch {
-		case c.deps.Bus() == nil:
+		if c.deps.Bus() == nil {
 			wait = min(wait, time.Second)
-		case c.unseen():
-			wait = max(wait, sampleUnseen)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
+		}
+		if c.deps.Bus() == nil || !c.unseen() {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(sampleUnseen - wait):
 		case <-c.wake:
 		}
 	}
@@ -48,15 +53,15 @@ func (c *Console) unseen() bool {
 	return c.hub.open == 0 && time.Since(time.Unix(0, c.asked.Load())) > unseenAfter
 }
 
-// latest is the last sample, nil before the first. Whoever asks for it sees an old one at
-// most once: the next is taken at once.
+// latest is the last sample, nil before the first. Where it is older than samples are while
+// somebody looks, the next one is taken now.
 func (c *Console) latest() *sample {
 	now := c.now.Load()
 	c.asked.Store(time.Now().UnixNano())
-	if now != nil && time.Since(now.tried) > 2*c.deps.Every {
+	if now != nil && time.Since(now.tried) >= c.deps.Every {
 		select {
 		case c.wake <- struct{}{}:
-		default: // it is under way
+		default: // it will be
 		}
 	}
 	return now
