@@ -281,12 +281,12 @@ func (b *Builder) Add(e Event) {
 	b.count++
 }
 
-// room returns body with room for n more bytes. What is no longer small gets the room
-// of a whole frame at once, instead of being copied again and again as it grows.
+// room returns body with room for n more bytes. What is no longer small grows in few
+// steps, instead of being copied again and again, and never beyond a whole frame.
 func (b *Builder) room(n int) []byte {
 	const small = 64 << 10
 	if size := len(b.body) + n; size > cap(b.body) && size > small && size <= TargetBody {
-		return append(make([]byte, 0, TargetBody), b.body...)
+		return append(make([]byte, 0, min(4*size, TargetBody)), b.body...)
 	}
 	return b.body
 }

@@ -500,6 +500,21 @@ func TestBuilderGivesBackLargeBuffers(t *testing.T) {
 	}
 }
 
+// Who counts buffers by what is in them counts on it.
+func TestBuilderBuffersAreInProportion(t *testing.T) {
+	for _, size := range []int{100, 10_000, 300_000} {
+		b := NewBuilder(Header{})
+		b.Origin(testOrigin(0))
+		rec := bytes.Repeat([]byte("x"), size)
+		for b.BodySize()+size <= TargetBody {
+			b.AddRecord(rec)
+			if has := cap(b.body); has > 4*len(b.body)+1<<10 {
+				t.Fatalf("%d bytes for %d in records of %d", has, len(b.body), size)
+			}
+		}
+	}
+}
+
 func TestBuilderMendsText(t *testing.T) {
 	in := eventsInput()
 	in.header.EventType = "cloud.\xff"
