@@ -35,7 +35,9 @@ type flight struct {
 
 // depart publishes an output behind those under way, without waiting for it.
 func (l *Lane) depart(ctx context.Context, msg *nats.Msg, input uint64, fresh []byte) error {
-	for len(l.flights) >= flightMost || l.flying+len(msg.Data) > flightBytes && len(l.flights) > 0 {
+	l.refused = false
+	// Behind one that was refused all are, and so would this be: they go first.
+	for len(l.flights) > 0 && (l.refused || len(l.flights) >= flightMost || l.flying+len(msg.Data) > flightBytes) {
 		if err := l.land(ctx); err != nil {
 			return err
 		}
@@ -81,6 +83,7 @@ func (l *Lane) landed(ctx context.Context, f *flight) (uint64, error) {
 			return 0, errPublish.New(context.Cause(ctx), "publish to %s", f.msg.Subject)
 		}
 	}
+	l.refused = true
 	return l.unstuck(ctx, func() (uint64, error) { return l.bus.store(ctx, f.msg) })
 }
 

@@ -85,6 +85,8 @@ type Lane struct {
 	lastID  string
 	flights []flight
 	flying  int
+	// refused is set when one of them had to be stored again.
+	refused bool
 	// seen is the sequence of the last block in SEEN.
 	seen  uint64
 	saved time.Time
@@ -144,9 +146,12 @@ func (b *Bus) Lanes(ctx context.Context, window time.Duration, open func(lane ui
 	if err != nil {
 		return err
 	}
-	stream, err := b.js.Stream(ctx, Unique)
+	stream, err := b.awaitStream(ctx, Unique)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
-		return errLane.New(err, "look up stream %s", Unique)
+		return err
 	}
 	alone := lanes == 1 && stream.CachedInfo().Config.Replicas <= 1
 	var mu sync.Mutex
@@ -207,19 +212,28 @@ func (b *Bus) Lanes(ctx context.Context, window time.Duration, open func(lane ui
 
 // LaneCount reads the number of lanes from the streams. It waits for them.
 func (b *Bus) LaneCount(ctx context.Context) (uint32, error) {
+	s, err := b.awaitStream(ctx, Parsed)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(s.CachedInfo().Config.Metadata[metaLanes], 10, 32)
+	if err != nil || n == 0 {
+		return 0, errNoTopology.New(err, "read the number of lanes of stream %s", Parsed)
+	}
+	return uint32(n), nil
+}
+
+// awaitStream looks up a stream, again and again until it is there.
+func (b *Bus) awaitStream(ctx context.Context, name string) (jetstream.Stream, error) {
 	for {
-		s, err := b.js.Stream(ctx, Parsed)
+		s, err := b.js.Stream(ctx, name)
 		if err == nil {
-			n, err := strconv.ParseUint(s.CachedInfo().Config.Metadata[metaLanes], 10, 32)
-			if err != nil || n == 0 {
-				return 0, errNoTopology.New(err, "read the number of lanes of stream %s", Parsed)
-			}
-			return uint32(n), nil
+			return s, nil
 		}
 		b.log.Warn("streams are not there yet, trying on", "err", err)
 		select {
 		case <-ctx.Done():
-			return 0, errNoTopology.New(err, "look up stream %s", Parsed)
+			return nil, errNoTopology.New(err, "look up stream %s", name)
 		case <-time.After(time.Second):
 		}
 	}

@@ -229,6 +229,58 @@ func TestOutputsUnderWayAreStoredInOrder(t *testing.T) {
 	}
 }
 
+// When one output was refused and all under way were stored again, the next are under way
+// side by side as before.
+func TestOutputsGoOnSideBySide(t *testing.T) {
+	b := testBus(t, Limits{Lanes: 1})
+	l := &Lane{bus: b, alone: true}
+	for i := range uint64(3 * flightMost) {
+		before := l.lastID
+		if i == 1 { // the server refuses it, for whatever reason
+			l.lastID = "nobody's"
+		}
+		if err := l.commit(t.Context(), emptyFrame(), nil, 1+i, 0); err != nil {
+			t.Fatal(err)
+		}
+		if i == 1 {
+			l.flights[0].msg.Header.Set(nats.ExpectedLastMsgIdHdr, before)
+		}
+	}
+	if len(l.flights) < 2 {
+		t.Fatalf("%d outputs are under way", len(l.flights))
+	}
+	select {
+	case <-l.flights[len(l.flights)-1].future.Ok():
+	case err := <-l.flights[len(l.flights)-1].future.Err():
+		t.Errorf("the last output: %v", err)
+	}
+}
+
+// Lanes wait for their streams, which another process may be about to make.
+func TestLanesWaitForTheirStreams(t *testing.T) {
+	b := testBus(t, Limits{Lanes: 1})
+	if err := b.js.DeleteStream(t.Context(), Unique); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { ended <- b.Lanes(ctx, time.Hour, openMap) }()
+	select {
+	case err := <-ended:
+		t.Fatalf("ended with %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if _, err := b.Apply(t.Context(), Limits{Disk: 256 << 20, Lanes: 1}); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, Message{Subject: ParsedSubject(0), ID: "a", Data: testFrame(t, 0, "a", 3)})
+	await(t, "the frame is marked", func() bool { _, all := uniques(t, b); return all == 3 })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // reusingWork puts all its outputs into one buffer, as work may that stores them one by one.
 type reusingWork struct{ buffer []byte }
 

@@ -14,7 +14,7 @@ import (
 // move when a process comes or goes.
 //
 // names is asked about twice a second, from one goroutine, for what there is to be
-// done now; it must be quick and may change. Processes that see different names
+// done now, and every other second where nobody could share; it must be quick and may change. Processes that see different names
 // for a while do no harm.
 //
 // run does the work of a name. Its context ends when the name has been lost, has to
