@@ -118,7 +118,7 @@ func goTest(args []string, out io.Writer) (*result, error) {
 		return nil, err
 	}
 	r := read(pipe, out)
-	if err := cmd.Wait(); err != nil && r.passed() {
+	if err := cmd.Wait(); err != nil && (r.passed() || cmd.ProcessState.ExitCode() != 1) {
 		r.broken = append(r.broken, "go test: "+err.Error())
 	}
 	return r, nil

@@ -90,6 +90,27 @@ func TestRace(t *testing.T) {
 	}
 }
 
+// When go test itself is killed the packages behind have not run.
+func TestKilled(t *testing.T) {
+	module(t, "")
+	const killed = `#!/bin/sh
+echo '{"Action":"fail","Package":"p","Test":"TestA"}'
+kill -9 $$
+`
+	if err := os.WriteFile("go", []byte(killed), 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", here+string(os.PathListSeparator)+os.Getenv("PATH"))
+	var out bytes.Buffer
+	if code, err := run([]string{"-failed", "failed", "./..."}, &out); err != nil || code != 1 || !strings.Contains(out.String(), "not forgiven: go test: signal: killed") {
+		t.Errorf("exit code %d, %v:\n%s", code, err, out.String())
+	}
+}
+
 // The race detector needs cgo in the second run as in the first, whatever is set.
 func TestRaceNeedsCgo(t *testing.T) {
 	if _, err := exec.LookPath("gcc"); err != nil {
