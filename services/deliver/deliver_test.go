@@ -1067,7 +1067,7 @@ destinations:
 	}
 	hook, disk := file.Destinations[0], file.Destinations[1]
 	http, ok := hook.Options.(*sinks.HTTPConfig)
-	if !ok || hook.Concurrency != 2 || http.Batch != (sinks.Limits{Events: 10, Bytes: 64 * config.KiB, Age: time.Second}) || http.BearerToken.Reveal() != "secret" {
+	if !ok || hook.Concurrency != 2 || http.Batch != (sinks.Limits{Events: 10, Bytes: 64 * config.KiB, Age: 200 * time.Millisecond}) || http.BearerToken.Reveal() != "secret" {
 		t.Errorf("hook is %+v with %+v", hook, hook.Options)
 	}
 	if f, ok := disk.Options.(*sinks.FileConfig); !ok || f.Format != sinks.Document || disk.MaxInHand != 0 {

@@ -34,7 +34,7 @@ func (p *pipeline) limitMemory(ctx context.Context) error {
 	if slices.Equal(p.stages, []topology.Stage{topology.Deliver}) {
 		base = memoryDeliver
 	}
-	tick := time.NewTicker(2 * time.Second)
+	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
 	for last := int64(-1); ; {
 		if limit := base + dedupe.Held()*5/4 + int64(deliver.Count())*memoryDestination; limit != last {

@@ -296,28 +296,29 @@ func TestOneTraceThroughAllStages(t *testing.T) {
 		}
 		return false
 	})
-	parents := map[string]*tracepb.Span{}
-	for _, s := range c.all() {
-		if string(s.TraceId) == string(trace) {
-			parents[string(s.SpanId)] = s
+	// Each stage's span descends from one of the stage before it, whose process tells of it
+	// in its own time.
+	harness.Await(t, time.Minute, "each stage's spans to descend from one of the stage before", func() bool {
+		parents := map[string]*tracepb.Span{}
+		for _, s := range c.all() {
+			if string(s.TraceId) == string(trace) {
+				parents[string(s.SpanId)] = s
+			}
 		}
-	}
-	// Each stage's span descends from one of the stage before it.
-	for i, stage := range topology.Stages[1:] {
-		before := string(topology.Stages[i])
-		for _, s := range seen[string(stage)] {
-			found := false
-			for p := parents[string(s.ParentSpanId)]; p != nil; p = parents[string(p.ParentSpanId)] {
-				if p.Name == before {
-					found = true
-					break
+		for i, stage := range topology.Stages[1:] {
+			before := string(topology.Stages[i])
+			for _, s := range seen[string(stage)] {
+				p := parents[string(s.ParentSpanId)]
+				for p != nil && p.Name != before {
+					p = parents[string(p.ParentSpanId)]
+				}
+				if p == nil {
+					return false
 				}
 			}
-			if !found {
-				t.Errorf("a span of %s does not descend from one of %s", stage, before)
-			}
 		}
-	}
+		return true
+	})
 	if root := seen[string(topology.Ingest)][0]; len(root.ParentSpanId) != 0 {
 		t.Errorf("the span of ingest has a parent")
 	}
