@@ -97,7 +97,7 @@ func TestKilled(t *testing.T) {
 echo '{"Action":"fail","Package":"p","Test":"TestA"}'
 kill -9 $$
 `
-	if err := os.WriteFile("go", []byte(killed), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile("go", []byte(killed), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	here, err := os.Getwd()
