@@ -328,6 +328,62 @@ func TestOutputsUnderWayStayAsTheyAre(t *testing.T) {
 	}
 }
 
+// A second process that joins the server inside the first gets its share, and what it had
+// when it died without a word goes back.
+func TestLanesWithAServerInside(t *testing.T) {
+	e := testServer(t, t.TempDir(), 256<<20)
+	own := testConnect(t, e, Options{Name: "embedded", Own: true})
+	if _, err := own.Apply(t.Context(), Limits{Disk: 256 << 20, Lanes: 1}); err != nil {
+		t.Fatal(err)
+	}
+	second := ""
+	for i := 0; second == "" || rendezvous("0", []string{own.options.Name, second}) != second; i++ {
+		second = fmt.Sprint("second-", i)
+	}
+	joined := testConnectByURL(t, e, second)
+	var mu sync.Mutex
+	owner := ""
+	open := func(name string) func(uint32) LaneWork {
+		return func(n uint32) LaneWork {
+			mu.Lock()
+			defer mu.Unlock()
+			owner = name
+			return openMap(n)
+		}
+	}
+	frames := 0
+	marks := func(who string) {
+		t.Helper()
+		await(t, who+" has the lane", func() bool { mu.Lock(); defer mu.Unlock(); return owner == who })
+		for range 3 {
+			frames++
+			publish(t, own, Message{Subject: ParsedSubject(0), ID: fmt.Sprint(frames), Data: testFrame(t, 0, fmt.Sprint(frames), 2)})
+		}
+		await(t, who+" marks frames", func() bool { _, all := uniques(t, own); return all == 2*frames })
+	}
+	run(t, func(ctx context.Context) error { return own.Lanes(ctx, time.Hour, open("own")) })
+	marks("own")
+	ctx, cancel := context.WithCancel(t.Context())
+	var ended sync.WaitGroup
+	ended.Go(func() { _ = joined.Lanes(ctx, time.Hour, open("second")) })
+	marks("second")
+	joined.nc.Close() // as if it were killed
+	began := time.Now()
+	marks("own")
+	t.Log("taken after", time.Since(began))
+	cancel()
+	ended.Wait()
+	live, _ := uniques(t, own)
+	for id, n := range live {
+		if n != 1 {
+			t.Errorf("event %s is live %d times", id, n)
+		}
+	}
+	if len(live) != 2*frames {
+		t.Errorf("%d events are live, want %d", len(live), 2*frames)
+	}
+}
+
 // Lanes spread over members, and move when one goes.
 func TestLanesMoveWhenAMemberGoes(t *testing.T) {
 	e := testServer(t, t.TempDir(), 256<<20)

@@ -181,7 +181,9 @@ func (g *leases) session(ctx context.Context) error {
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	known := false
+	var again <-chan time.Time
 	for {
+		moved := false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -194,9 +196,10 @@ func (g *leases) session(ctx context.Context) error {
 			case entry == nil: // all that was there has been shown
 				known = true
 			default:
-				g.saw(entry)
+				// Looks are rare there: who comes or goes is noticed all the same.
+				moved = g.saw(entry) && g.bus.options.Own
 			}
-			if !known || entry != nil {
+			if !known || entry != nil && !moved {
 				continue
 			}
 		case <-tick.C:
@@ -204,12 +207,14 @@ func (g *leases) session(ctx context.Context) error {
 				continue
 			}
 		case <-g.ended:
-			// Not at once, in case it ends at once again.
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(fastTick):
+			// Not at once: it may end at once again, and its key has to be seen as it is now.
+			soon := leaseTick
+			if g.fast {
+				soon = fastTick
 			}
+			again = time.After(soon)
+			continue
+		case <-again:
 			if !known {
 				continue
 			}
@@ -227,18 +232,22 @@ func (g *leases) session(ctx context.Context) error {
 	}
 }
 
-func (g *leases) saw(entry jetstream.KeyValueEntry) {
+// saw takes note of a key, and tells whether a member has come or gone.
+func (g *leases) saw(entry jetstream.KeyValueEntry) (moved bool) {
 	name := strings.TrimPrefix(entry.Key(), g.group+".")
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	_, known := g.seen[name]
+	member := strings.HasPrefix(name, "member.")
 	if entry.Operation() != jetstream.KeyValuePut {
 		delete(g.seen, name)
-		return
+		return member && known
 	}
 	s := &sighting{revision: entry.Revision(), at: time.Now()}
 	if json.Unmarshal(entry.Value(), &s.value) == nil {
 		g.seen[name] = s
 	}
+	return member && !known
 }
 
 // beats shows that this member is alive, again and again until ctx ends.

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Lanes fall evenly: with eight lanes no replica may have three while another has one.
@@ -90,6 +92,42 @@ func TestAloneSharesWhatIsNew(t *testing.T) {
 	}
 }
 
+// Who comes and who goes is not waited for until it is time to look: a process that starts
+// begins at once, and hands over at once.
+func TestMembersAreSeenAtOnce(t *testing.T) {
+	g := &leases{me: "a", group: "x", bus: &Bus{options: Options{Own: true}}, seen: map[string]*sighting{}}
+	entry := func(name string, operation jetstream.KeyValueOp) testEntry {
+		return testEntry{key: "x." + name, value: `{"owner":"` + name + `"}`, operation: operation}
+	}
+	for i, c := range []struct {
+		entry testEntry
+		moved bool
+	}{
+		{entry("member.a", jetstream.KeyValuePut), true},
+		{entry("member.a", jetstream.KeyValuePut), false},
+		{entry("one", jetstream.KeyValuePut), false},
+		{entry("member.b", jetstream.KeyValuePut), true},
+		{entry("member.b", jetstream.KeyValueDelete), true},
+		{entry("member.b", jetstream.KeyValueDelete), false},
+		{entry("one", jetstream.KeyValueDelete), false},
+	} {
+		if moved := g.saw(c.entry); moved != c.moved {
+			t.Errorf("entry %d: somebody has come or gone: %v", i, moved)
+		}
+	}
+}
+
+type testEntry struct {
+	jetstream.KeyValueEntry
+	key, value string
+	operation  jetstream.KeyValueOp
+}
+
+func (e testEntry) Key() string                     { return e.key }
+func (e testEntry) Value() []byte                   { return []byte(e.value) }
+func (e testEntry) Revision() uint64                { return 1 }
+func (e testEntry) Operation() jetstream.KeyValueOp { return e.operation }
+
 // Who has been silent for long does not count, or the key that a process leaves which was
 // killed would be listened to for ever.
 func TestAloneForgetsTheDead(t *testing.T) {
@@ -109,7 +147,7 @@ func TestLeasesAreTakenAgainAtOnce(t *testing.T) {
 	if _, err := b.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	const rounds = 20
+	const rounds = 6
 	var n atomic.Int64
 	run(t, func(ctx context.Context) error {
 		return b.Share(ctx, "x", func() []string { return []string{"one"} }, func(context.Context, string) error {
@@ -117,12 +155,12 @@ func TestLeasesAreTakenAgainAtOnce(t *testing.T) {
 			return errFenced.New(nil, "go on")
 		})
 	})
-	deadline, cancel := context.WithTimeout(t.Context(), rounds*leaseRenew/2)
+	deadline, cancel := context.WithTimeout(t.Context(), rounds*leaseRenew*3/4)
 	defer cancel()
 	for n.Load() < rounds && deadline.Err() == nil {
 		<-time.After(10 * time.Millisecond)
 	}
 	if n.Load() < rounds {
-		t.Errorf("%d rounds in the time of %d looks", n.Load(), rounds/2)
+		t.Errorf("%d rounds in the time of %d looks", n.Load(), rounds*3/4)
 	}
 }
