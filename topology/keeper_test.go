@@ -3,6 +3,7 @@ package topology
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"testing"
 	"time"
 
@@ -263,6 +264,37 @@ func TestSubjects(t *testing.T) {
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// One look at all streams says the same as a look at each.
+func TestStreamsAreLookedAtOnce(t *testing.T) {
+	e := testServer(t, t.TempDir(), 256<<20)
+	each, own := testConnect(t, e, Options{Name: "a"}), testConnect(t, e, Options{Name: "b", Own: true})
+	if _, err := each.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, each, Message{Subject: ParsedSubject(1), ID: "a", Data: []byte("x")}, Message{Subject: EventSubject("a.b"), ID: "b", Data: []byte("y")})
+	want, err := each.infos(t.Context(), Flow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := own.infos(t.Context(), Flow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != len(Flow) || len(want) != len(Flow) {
+		t.Errorf("%d and %d streams, want %d", len(got), len(want), len(Flow))
+	}
+	for name, w := range want {
+		g := got[name]
+		if g == nil {
+			t.Errorf("%s is missing", name)
+			continue
+		}
+		if w.State.Consumers = g.State.Consumers; !reflect.DeepEqual(w.State, g.State) || w.Config.MaxBytes != g.Config.MaxBytes || w.Config.Metadata[metaKeep] != g.Config.Metadata[metaKeep] {
+			t.Errorf("%s: %+v, want %+v", name, g, w)
 		}
 	}
 }
