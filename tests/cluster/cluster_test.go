@@ -174,10 +174,13 @@ func (s *site) check() {
 // replicated fails unless every stream of penstock has three replicas.
 func (s *site) replicated() {
 	s.t.Helper()
-	diffs, err := harness.Connect(s.t, s.cluster.URL()).Diff(s.t.Context(), topology.Limits{Replicas: 3, Disk: 2 << 30})
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	bus := harness.Connect(s.t, s.cluster.URL())
+	var diffs []topology.Difference
+	harness.Await(s.t, time.Minute, "every stream to be looked at", func() (ok bool) {
+		var err error
+		diffs, err = bus.Diff(s.t.Context(), topology.Limits{Replicas: 3, Disk: 2 << 30})
+		return err == nil // a node that is just back may be asked, and answer late
+	})
 	for _, d := range diffs {
 		if d.Field == "replicas" || d.Field == "stream" {
 			s.t.Errorf("stream %s: %s is %s, want %s", d.Stream, d.Field, d.Is, d.Want)
