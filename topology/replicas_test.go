@@ -87,7 +87,11 @@ func TestClusterWithANodeAway(t *testing.T) {
 		}
 		await(t, "the consumer of route has followed", func() bool {
 			consumer, err := b.js.Consumer(t.Context(), Unique, RouteConsumer.Durable)
-			return err == nil && len(consumer.CachedInfo().Cluster.Replicas) == 2
+			if err != nil {
+				return false
+			}
+			c := consumer.CachedInfo().Cluster // nil until its group has formed
+			return c != nil && len(c.Replicas) == 2
 		})
 		if s := stream(t, b, Events); s.Msgs != 1 {
 			t.Errorf("the event log has %d frames, want 1", s.Msgs)

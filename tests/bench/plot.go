@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -31,7 +32,14 @@ var peers = []peer{
 // plots are the files of a report, by name.
 func plots(r *Report) map[string]string {
 	all := map[string]string{}
-	under := r.String()
+	// under says where a plot's figures come from; where its parts differ, of the first.
+	under := func(parts ...string) string {
+		text := r.Parts[parts[0]].String()
+		if slices.ContainsFunc(parts, func(p string) bool { return r.Parts[p].String() != text }) {
+			text += " for " + parts[0] + "; the page tells of the others"
+		}
+		return text
+	}
 	if p := r.find("million"); p != nil {
 		list := []bar{{"floor", 1, "c1", "1.0"}}
 		ratio := p.ratio(penstockName, floorName)
@@ -41,10 +49,11 @@ func plots(r *Report) map[string]string {
 			v := other.cpu / peers[0].cpu
 			list = append(list, bar{name, v, "c1", fmt.Sprintf("%.1f", v)})
 		}
-		all["performance-systems.svg"] = bars("CPU time for 1 M CloudTrail events", "Each system's by that of a plain loop on its own machine; only penstock stores, dedupes and can replay", "penstock: "+under,
+		all["performance-systems.svg"] = bars("CPU time for 1 M CloudTrail events", "Each system's by that of a plain loop on its own machine; only penstock stores, dedupes and can replay", "penstock: "+under("million"),
 			"times the CPU of the plain loop", list, 0, "")
 	}
 	var ratios, memory []bar
+	var names []string
 	for _, p := range r.Pairs {
 		if r.find(p.Set) == nil {
 			continue
@@ -54,19 +63,20 @@ func plots(r *Report) map[string]string {
 		if set, err := setNamed(p.Set); err == nil && set.Limit > 0 {
 			class = "c0"
 		}
+		names = append(names, p.Set)
 		ratios = append(ratios, bar{p.Set, v, class, fmt.Sprintf("%.2f", v)})
 		memory = append(memory, bar{p.Set, rss, "c0", fmt.Sprintf("%.0f MiB", rss)})
 	}
 	if len(ratios) > 0 {
-		all["performance-sets.svg"] = bars("CPU time of each set", "By that of its floor, a plain loop that does the same work and promises nothing; the goal is that of the blue ones", under,
+		all["performance-sets.svg"] = bars("CPU time of each set", "By that of its floor, a plain loop that does the same work and promises nothing; the goal is that of the blue ones", under(names...),
 			"times the CPU of its floor", ratios, 2.5, "goal 2.5")
-		all["performance-memory.svg"] = bars("Peak memory", "All stages and the NATS server in one process", under, "resident memory, MiB", memory, 300, "goal 300")
+		all["performance-memory.svg"] = bars("Peak memory", "All stages and the NATS server in one process", under(names...), "resident memory, MiB", memory, 300, "goal 300")
 	}
 	if r.Half != nil || r.Steady != nil {
-		all["performance-latency.svg"] = plotLatency(r, under)
+		all["performance-latency.svg"] = plotLatency(r, under(partHalf, partSteady))
 	}
 	if len(r.Lines) > 0 {
-		all["performance-linear.svg"] = plotLines(r.Lines, under)
+		all["performance-linear.svg"] = plotLines(r.Lines, under(partLinear))
 	}
 	return all
 }
