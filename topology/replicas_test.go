@@ -36,7 +36,7 @@ func replicasCluster(t *testing.T) (nodes []*server.Server, url string) {
 			t.Fatal(err)
 		}
 		s.Start()
-		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		t.Cleanup(func() { endNode(t, s) })
 		nodes = append(nodes, s)
 		urls = append(urls, s.ClientURL())
 	}
@@ -46,6 +46,25 @@ func replicasCluster(t *testing.T) (nodes []*server.Server, url string) {
 		}
 	}
 	return nodes, strings.Join(urls, ",")
+}
+
+// endNode stops a node. A shutdown that never ends has been seen: it fails the test, and
+// not all tests behind it.
+func endNode(t *testing.T, s *server.Server) {
+	t.Helper()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.Shutdown()
+		s.WaitForShutdown()
+	}()
+	limit := time.NewTimer(time.Minute)
+	defer limit.Stop()
+	select {
+	case <-ended:
+	case <-limit.C:
+		t.Errorf("node %s does not end", s.Name())
+	}
 }
 
 // A cluster that has just started has no leader yet: Apply waits for one. A keeper that
@@ -106,7 +125,7 @@ func TestClusterWithANodeAway(t *testing.T) {
 			if err != nil {
 				return false
 			}
-			if c.CachedInfo().Cluster.Leader == away.Name() {
+			if group := c.CachedInfo().Cluster; group != nil && group.Leader == away.Name() {
 				return true
 			}
 			return b.js.DeleteConsumer(t.Context(), Events, name) != nil
@@ -134,8 +153,7 @@ func TestClusterWithANodeAway(t *testing.T) {
 	if at := floor(); at != 0 {
 		t.Fatalf("a consumer that has read nothing holds the log at %d", at)
 	}
-	away.Shutdown()
-	away.WaitForShutdown()
+	endNode(t, away)
 	missing := func(name string) bool {
 		_, missing, err := b.consumersOf(t.Context(), Events)
 		return err == nil && strings.Contains(strings.Join(missing, " "), name)
