@@ -22,6 +22,7 @@ import (
 	"github.com/penstock/penstock/services/fetch"
 	"github.com/penstock/penstock/services/ingest"
 	"github.com/penstock/penstock/services/ingest/sources"
+	"github.com/penstock/penstock/services/internal/awsclient"
 	"github.com/penstock/penstock/services/internal/telemetry"
 	"github.com/penstock/penstock/services/operate/status"
 	"github.com/penstock/penstock/services/parse"
@@ -159,6 +160,8 @@ type pipeline struct {
 	buses    []*topology.Bus
 	group    *errgroup.Group
 	closers  []func(context.Context) error
+	// clients are those of the sources: many of them go to the same place as the same one.
+	clients awsclient.Shared
 
 	// What the health page asks about, once it is there.
 	mu     sync.Mutex
@@ -315,6 +318,7 @@ func (p *pipeline) stage(ctx context.Context, s topology.Stage, bus *topology.Bu
 			deps := sources.Deps{
 				Name: c.Name, Format: c.Format.Type, Choose: c.Format.Choose, Drain: p.file.Bus.DrainTimeout, Log: log, Bus: bus,
 				NewOutbox: func() topology.Outbox { return bus.NewOutbox(topology.Ingest) },
+				SQS:       func(ctx context.Context, c awsclient.Config) (sources.SQS, error) { return p.clients.SQS(ctx, c) },
 			}
 			source, err := sources.Catalog.Open(ctx, c.Type, c.Options, deps)
 			if err != nil {

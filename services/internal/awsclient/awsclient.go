@@ -176,6 +176,16 @@ func Load(ctx context.Context, c Config) (aws.Config, error) {
 
 // load is Load over any way to send requests.
 func load(ctx context.Context, c Config, client aws.HTTPClient) (aws.Config, error) {
+	cfg, err := loadSelf(ctx, c, client)
+	if err != nil {
+		return aws.Config{}, err
+	}
+	assumeRoles(&cfg, c)
+	return addressed(cfg, c), nil
+}
+
+// loadSelf is load without the roles and the address of c.
+func loadSelf(ctx context.Context, c Config, client aws.HTTPClient) (aws.Config, error) {
 	options := []func(*awsconfig.LoadOptions) error{
 		awsconfig.WithHTTPClient(client),
 		awsconfig.WithLogger(sdkLog{}),
@@ -198,14 +208,18 @@ func load(ctx context.Context, c Config, client aws.HTTPClient) (aws.Config, err
 		return aws.Config{}, errLoad.New(err, "load the AWS configuration")
 	}
 	cfg.HTTPClient = plainBodies{cfg.HTTPClient}
-	assumeRoles(&cfg, c)
+	return cfg, nil
+}
+
+// addressed adds the address of c to what is loaded.
+func addressed(cfg aws.Config, c Config) aws.Config {
 	if c.EndpointURL != "" {
 		cfg.BaseEndpoint = aws.String(c.EndpointURL)
 	}
 	if cfg.Region == "" && cfg.BaseEndpoint != nil {
 		cfg.Region = regionOfNowhere
 	}
-	return cfg, nil
+	return cfg
 }
 
 // S3 makes a client of S3. Errors: those of [Load], and aws.no_region.
