@@ -160,6 +160,10 @@ type Builder struct {
 	gaps                   bool
 
 	body []byte
+	// stored are the blocks of AddBlock, and of what was added before one of them,
+	// storedSize the bytes in them before compression.
+	stored     [][]byte
+	storedSize int
 }
 
 // scratches hold compressed bodies while the rest of their frame is written. Only who
@@ -188,6 +192,8 @@ func (b *Builder) Reset(h Header) {
 	b.regions.reset()
 	b.messageIDs, b.messageSent, b.perMessage, b.lastSent = reuse(b.messageIDs), reuse(b.messageSent), b.perMessage[:0], 0
 	b.lastTime, b.lastRecord, b.nextRecord, b.gaps = 0, 0, h.FirstRecord, false
+	clear(b.stored)
+	b.stored, b.storedSize = b.stored[:0], 0
 }
 
 func reuse(buf []byte) []byte {
@@ -201,7 +207,7 @@ func reuse(buf []byte) []byte {
 func (b *Builder) Len() int { return b.count }
 
 // BodySize returns the bytes of all documents so far, before compression.
-func (b *Builder) BodySize() int { return len(b.body) }
+func (b *Builder) BodySize() int { return b.storedSize + len(b.body) }
 
 // manyNames is from where on a map finds a name faster than looking at each.
 const manyNames = 8
@@ -268,6 +274,32 @@ func insertLength(buf []byte, at int) []byte {
 
 // Add adds an event.
 func (b *Builder) Add(e Event) {
+	b.body = append(b.room(len(e.Doc)), e.Doc...)
+	b.AddStored(e, len(e.Doc))
+}
+
+// AddBlock adds the documents of the events that AddStored adds next, or has added last,
+// as they stand compressed in another frame (View.Block). The builder keeps block until
+// the next Reset.
+func (b *Builder) AddBlock(block []byte, size int) {
+	b.seal()
+	b.stored = append(b.stored, block)
+	b.storedSize += size
+}
+
+// seal makes a block of the documents so far, so that another can follow.
+func (b *Builder) seal() {
+	if len(b.body) == 0 {
+		return
+	}
+	b.stored = append(b.stored, s2.Encode(nil, b.body))
+	b.storedSize += len(b.body)
+	b.body = b.body[:0]
+}
+
+// AddStored adds an event whose document, of size bytes, is in a block of AddBlock; Doc is
+// not looked at.
+func (b *Builder) AddStored(e Event, size int) {
 	b.ids = append(b.ids, e.ID[:]...)
 	b.times = appendDelta(b.times, e.Time-b.lastTime)
 	b.lastTime = e.Time
@@ -276,8 +308,7 @@ func (b *Builder) Add(e Event) {
 	b.lastRecord = e.Record
 	b.accountOf = appendVarint(b.accountOf, uint64(b.accounts.of(e.Account)))
 	b.regionOf = appendVarint(b.regionOf, uint64(b.regions.of(e.Region)))
-	b.lengths = appendVarint(b.lengths, uint64(len(e.Doc)))
-	b.body = append(b.room(len(e.Doc)), e.Doc...)
+	b.lengths = appendVarint(b.lengths, uint64(size))
 	b.count++
 }
 
@@ -337,6 +368,9 @@ func (b *Builder) Skip(n uint64) {
 // Frame. Where dst has no room for the worst case it grows to just what is
 // needed. It may be called again, also after more was added.
 func (b *Builder) Encode(dst []byte) []byte {
+	if len(b.stored) > 0 {
+		return b.appendStored(dst)
+	}
 	worst := 0
 	if len(b.body) > 0 {
 		worst = s2.MaxEncodedLen(len(b.body))
@@ -355,6 +389,40 @@ func (b *Builder) Encode(dst []byte) []byte {
 	dst = appendBytes(dst, fieldBody, *scratch)
 	if cap(*scratch) <= keepMax {
 		scratches.Put(scratch)
+	}
+	return dst
+}
+
+// appendStored appends a frame whose body is made of blocks.
+func (b *Builder) appendStored(dst []byte) []byte {
+	b.seal()
+	size := 0
+	for _, block := range b.stored {
+		size += len(block)
+	}
+	const perField = 16
+	dst = b.appendHead(slices.Grow(dst, b.headSize()+size+perField))
+	dst = appendUint(dst, fieldBodySize, uint64(b.storedSize))
+	return appendBlocks(dst, b.stored)
+}
+
+// appendBlocks appends the body: one S2 block that stands for blocks, none of them empty,
+// one after the other. A block refers to nothing before it, so theirs can be strung
+// together behind one length.
+func appendBlocks(dst []byte, blocks [][]byte) []byte {
+	total, size := uint64(0), 0
+	for _, block := range blocks {
+		n, width := binary.Uvarint(block)
+		total += n
+		size += len(block) - width
+	}
+	size += protowire.SizeVarint(total)
+	dst = protowire.AppendTag(dst, fieldBody, protowire.BytesType)
+	dst = protowire.AppendVarint(dst, uint64(size))
+	dst = protowire.AppendVarint(dst, total)
+	for _, block := range blocks {
+		_, width := binary.Uvarint(block)
+		dst = append(dst, block[width:]...)
 	}
 	return dst
 }

@@ -995,3 +995,62 @@ func TestFateNames(t *testing.T) {
 		t.Errorf("%d live: a fate of a later release counts as dropped", v.Live())
 	}
 }
+
+// Documents that stand compressed in other frames and documents that do not share a frame,
+// in the order in which they were added.
+func TestBlocksShareABody(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	doc := func() []byte {
+		size := 1 << r.IntN(12)
+		if r.IntN(2) == 0 {
+			return bytes.Repeat([]byte{byte(r.IntN(4))}, size)
+		}
+		doc := make([]byte, size)
+		for i := range doc {
+			doc[i] = byte(r.IntN(1 + r.IntN(256)))
+		}
+		return doc
+	}
+	b, other := NewBuilder(Header{}), NewBuilder(Header{})
+	for range 300 {
+		b.Reset(Header{Source: "s", EventType: "a.b"})
+		o := b.Origin(testOrigin(0))
+		var want []byte
+		add := func(alone bool) {
+			other.Reset(Header{Source: "s"})
+			other.Origin(testOrigin(0))
+			var sizes []int
+			for range 1 + r.IntN(5) {
+				d := doc()
+				want = append(want, d...)
+				if alone {
+					b.Add(Event{ID: ID{1}, Origin: o, Doc: d})
+					continue
+				}
+				other.AddRecord(d)
+				sizes = append(sizes, len(d))
+			}
+			if alone {
+				return
+			}
+			v := mustDecode(t, other.Encode(nil))
+			b.AddBlock(v.Block(), v.BodySize())
+			for _, size := range sizes {
+				b.AddStored(Event{ID: ID{1}, Origin: o}, size)
+			}
+		}
+		for range 1 + r.IntN(4) {
+			add(r.IntN(2) == 0)
+		}
+		if b.BodySize() != len(want) {
+			t.Fatalf("%d bytes of documents, want %d", b.BodySize(), len(want))
+		}
+		v := mustDecode(t, b.Encode([]byte("before"))[len("before"):])
+		if body, err := v.Body(nil); err != nil || !bytes.Equal(body, want) {
+			t.Fatalf("another body of %d bytes, want %d: %v", len(body), len(want), err)
+		}
+		if again := mustDecode(t, b.Encode(nil)); !bytes.Equal(again.Block(), v.Block()) {
+			t.Fatal("the second encoding differs")
+		}
+	}
+}

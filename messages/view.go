@@ -673,6 +673,10 @@ func deltas[T int64 | uint64](dst []T, col []byte) bool {
 	return len(col) == 0
 }
 
+// Block returns the documents as they stand in the frame, one S2 block; nil where the
+// frame has none.
+func (v *View) Block() []byte { return v.body }
+
 // Body decompresses the documents over dst, whose content is lost, and returns
 // them one after the other; a fresh buffer of just BodySize bytes where dst has
 // not the room. A frame without body gives nil.

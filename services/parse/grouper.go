@@ -174,9 +174,13 @@ func (g *grouper) add(in *input) *ticket {
 }
 
 // fill puts events of in into the open group of key, as many as fit, and returns
-// the first one that does not. It is called under the lock.
+// the first one that does not. A whole input is not divided. It is called under the lock.
 func (g *grouper) fill(key groupKey, in *input, t *ticket, from, to uint32, now time.Time) uint32 {
 	gr := g.open[key]
+	if gr != nil && in.whole && (gr.events+len(in.events) > g.config.GroupEvents || gr.bytes+in.bytes > int64(g.config.GroupBytes)) {
+		g.shut(gr, "full")
+		gr = nil
+	}
 	if gr == nil {
 		gr = &group{key: key, began: now, parts: make([]part, 0, min(g.window, 16))}
 		g.open[key] = gr

@@ -10,6 +10,7 @@ import (
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/internal/spare"
 	"github.com/penstock/penstock/services/parse/formats"
 )
 
@@ -43,18 +44,23 @@ type bad struct {
 type input struct {
 	source, format, replay string
 	span                   trace.SpanContext
-	body                   []byte
-	name                   []byte // of the format
-	made                   []byte // documents that are no slices of body
-	head                   []byte
-	messageIDs             []byte
-	columns                messages.Columns
-	origins                []*messages.Origin
-	events                 []event
-	bad                    []bad
-	odd                    [len(formats.Oddities)]int
-	news                   []met
-	places                 []place
+	// block is body as it came. Where whole is set the documents of all events are the
+	// body, all in one bucket: the block goes on as it is, and body is gone.
+	block      []byte
+	bytes      int64 // of body
+	whole      bool
+	body       []byte
+	name       []byte // of the format
+	made       []byte // documents that are no slices of body
+	head       []byte
+	messageIDs []byte
+	columns    messages.Columns
+	origins    []*messages.Origin
+	events     []event
+	bad        []bad
+	odd        [len(formats.Oddities)]int
+	news       []met
+	places     []place
 
 	// types are the event types by number, index the numbers.
 	types []string
@@ -70,14 +76,18 @@ type input struct {
 }
 
 const (
-	bodyStep   = 64 << 10 // body buffers are multiples of it, so that they fit again, bytes
-	keepBody   = 4 << 20  // the largest body buffer that is kept, bytes
-	keepEvents = 1 << 13  // the largest number of events that is kept room for
+	keepMade   = 4 << 20 // the largest buffer of made documents that is kept, bytes
+	keepEvents = 1 << 13 // the largest number of events that is kept room for
 )
+
+// bodies are the buffers of bodies that no input uses.
+var bodies = spare.Buffers{Most: 4 << 20}
 
 // reset makes in ready for another frame.
 func (in *input) reset() {
-	if cap(in.body) > keepBody || cap(in.made) > keepBody || cap(in.events) > keepEvents {
+	bodies.Give(in.body)
+	in.body = nil
+	if cap(in.made) > keepMade || cap(in.events) > keepEvents {
 		*in = input{}
 	}
 	clear(in.events)
@@ -85,6 +95,7 @@ func (in *input) reset() {
 	clear(in.index)
 	in.origins, in.events, in.bad, in.types = nil, in.events[:0], in.bad[:0], in.types[:0]
 	in.made, in.head, in.messageIDs = in.made[:0], nil, nil
+	in.block, in.whole = nil, false
 	in.odd, in.news, in.budget = [len(formats.Oddities)]int{}, in.news[:0], 0
 }
 
@@ -99,9 +110,7 @@ func (in *input) read(ctx context.Context, v *messages.View) (err error) {
 	if err = v.Columns(&in.columns); err != nil {
 		return err
 	}
-	if size := v.BodySize(); size > cap(in.body) {
-		in.body = make([]byte, 0, (size+bodyStep-1)/bodyStep*bodyStep)
-	}
+	in.body = bodies.Take(v.BodySize())
 	body, err := v.Body(in.body)
 	if err != nil {
 		return err
@@ -109,7 +118,8 @@ func (in *input) read(ctx context.Context, v *messages.View) (err error) {
 	if len(body) != v.BodySize() {
 		return errFrame.New(nil, "read a frame of %d records: it has no body", v.Len())
 	}
-	in.body, in.head, in.messageIDs = body, v.Head(), v.MessageIDs()
+	in.bytes = int64(len(body))
+	in.body, in.block, in.head, in.messageIDs = body, v.Block(), v.Head(), v.MessageIDs()
 	return nil
 }
 
@@ -175,6 +185,7 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 		letter letters
 	)
 	refused := in.start(dec)
+	cut := false // a document is not just its record
 	for i, size := range in.columns.Lengths {
 		origin, record := in.columns.OriginOf[i], in.columns.Records[i]
 		to := from + size
@@ -212,6 +223,7 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 		if d.Type != last || len(in.types) == 0 {
 			last, number = d.Type, in.number(d.Type)
 		}
+		cut = cut || d.Made || d.Offset != 0 || len(d.Body) != len(rec)
 		start := from + uint32(d.Offset)
 		if d.Made {
 			start = uint32(len(in.made))
@@ -224,6 +236,22 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 		from = to
 	}
 	in.sort(p.lanes)
+	in.whole = !cut && len(in.bad) == 0 && len(in.news) == 0 && in.fits(&p.config)
+}
+
+// wholeFrom is from how many bytes of documents on a block goes on as it is. Smaller ones
+// are worth to be compressed together with others. Unit: bytes.
+const wholeFrom = 128 << 10
+
+// fits tells whether the documents can be those of a group: of one bucket, enough and not
+// too much.
+func (in *input) fits(c *Config) bool {
+	n := len(in.events)
+	if n == 0 || n > c.GroupEvents || len(in.body) < wholeFrom || len(in.body) > int(c.GroupBytes) {
+		return false
+	}
+	b := in.events[0].bucket
+	return in.starts[b+1]-in.starts[b] == uint32(n)
 }
 
 // start tells the decoder what it is about to read.

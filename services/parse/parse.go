@@ -240,6 +240,9 @@ func (p *Parse) Handle(ctx context.Context, msg topology.In[messages.View], out 
 	in.decode(p, f.format, dec)
 	f.decoders.Put(dec)
 	f.count(in, v)
+	if in.whole {
+		p.shrink(in)
+	}
 	typesKnown.Set(float64(p.types.Len()))
 
 	t := p.grouper.add(in)
@@ -273,6 +276,17 @@ func need(body, records int, head []byte, grows int) int64 {
 	return int64(body)*int64(1+grows) + int64(records)*int64(each)
 }
 
+// shrink gives up the body of an input whose block goes on as it is: nobody will read it
+// here again.
+func (p *Parse) shrink(in *input) {
+	bodies.Give(in.body)
+	in.body = nil
+	if spare := in.budget - int64(len(in.block)); spare > 0 {
+		in.budget -= spare
+		p.grouper.giveBack(spare)
+	}
+}
+
 // release gives up one reference to in, and puts it back with the last one.
 func (p *Parse) release(in *input) {
 	if in.refs.Add(-1) > 0 {
@@ -287,7 +301,7 @@ func (p *Parse) release(in *input) {
 func (f *feed) count(in *input, v *messages.View) {
 	f.records.Add(float64(v.Len()))
 	f.events.Add(float64(len(in.events)))
-	f.bytes.Add(float64(len(in.body)))
+	f.bytes.Add(float64(v.BodySize()))
 	for i, n := range in.odd {
 		if n > 0 {
 			f.odd[i].Add(float64(n))

@@ -57,7 +57,7 @@ func (g *grouper) store(ctx context.Context, gr *group) (err error) {
 	if err := out.Flush(ctx); err != nil {
 		return err
 	}
-	if cap(*buf) <= keepBody { // after an error the bus may still have it
+	if cap(*buf) <= keepFrame { // after an error the bus may still have it
 		buffers.Put(buf)
 	}
 	return nil
@@ -95,6 +95,9 @@ func (g *grouper) span(ctx context.Context, gr *group) (context.Context, trace.S
 	return ctx, span
 }
 
+// keepFrame is the largest buffer of a frame that is kept, in bytes.
+const keepFrame = 4 << 20
+
 // buffers hold encoded frames.
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
@@ -112,6 +115,9 @@ func (e *encoder) frame(dst []byte, gr *group) []byte {
 	b.Reset(messages.Header{Source: k.source, Format: k.format, EventType: k.eventType, Replay: k.replay, Lane: k.lane})
 	for _, p := range gr.parts {
 		in := p.in
+		if in.whole {
+			b.AddBlock(in.block, int(in.bytes))
+		}
 		e.origins = e.origins[:0]
 		for range in.origins {
 			e.origins = append(e.origins, none)
@@ -121,10 +127,16 @@ func (e *encoder) frame(dst []byte, gr *group) []byte {
 			if e.origins[ev.origin] == none {
 				e.origins[ev.origin] = b.Origin(in.origins[ev.origin])
 			}
-			b.Add(messages.Event{
+			event := messages.Event{
 				ID: ev.id, Time: ev.time, Account: ev.account, Region: ev.region,
-				Origin: e.origins[ev.origin], Record: ev.record, Doc: in.doc(ev),
-			})
+				Origin: e.origins[ev.origin], Record: ev.record,
+			}
+			if in.whole {
+				b.AddStored(event, int(ev.to-ev.from))
+				continue
+			}
+			event.Doc = in.doc(ev)
+			b.Add(event)
 		}
 	}
 	return b.Encode(dst)

@@ -1,0 +1,50 @@
+// Package spare keeps byte buffers between uses.
+//
+// A sync.Pool gives its buffers away at each run of the garbage collector, which come
+// often where memory is short: large buffers then are garbage themselves, and their pages
+// go back to the system to be taken again.
+package spare
+
+import "sync"
+
+// Buffers is a list of buffers that nobody uses. Methods may be called concurrently. The
+// zero value keeps nothing.
+type Buffers struct {
+	// Most bounds what is kept, in bytes. It is set before the first use.
+	Most int
+
+	mu   sync.Mutex
+	free [][]byte
+	held int
+}
+
+// step is what sizes are multiples of, so that buffers fit again. Unit: bytes.
+const step = 64 << 10
+
+// Take returns an empty buffer with room for size bytes.
+func (b *Buffers) Take(size int) []byte {
+	b.mu.Lock()
+	for i := len(b.free) - 1; i >= 0; i-- {
+		if buf := b.free[i]; cap(buf) >= size {
+			last := len(b.free) - 1
+			b.free[i], b.free[last] = b.free[last], nil
+			b.free = b.free[:last]
+			b.held -= cap(buf)
+			b.mu.Unlock()
+			return buf
+		}
+	}
+	b.mu.Unlock()
+	return make([]byte, 0, (size+step-1)/step*step)
+}
+
+// Give takes back a buffer that nobody uses any more, or forgets it where enough are kept.
+func (b *Buffers) Give(buf []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if cap(buf) == 0 || b.held+cap(buf) > b.Most {
+		return
+	}
+	b.free = append(b.free, buf[:0])
+	b.held += cap(buf)
+}
