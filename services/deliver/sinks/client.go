@@ -139,7 +139,7 @@ func newHTTPClient(destination string, cfg HTTPClient, auth HTTPAuth) (*httpClie
 	c := &httpClient{name: destination, timeout: cfg.Timeout, gzip: cfg.Gzip, header: http.Header{}}
 	c.transport = &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		DialContext:           dialBulk,
 		TLSClientConfig:       tlsConfig,
 		TLSHandshakeTimeout:   10 * time.Second,
 		MaxIdleConnsPerHost:   64,
@@ -426,6 +426,34 @@ type payloadReader struct {
 func (r *payloadReader) Close() error {
 	r.done()
 	return nil
+}
+
+// dialBulk connects as the standard library does.
+func dialBulk(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		return bulkConn{tcp}, nil
+	}
+	return conn, nil
+}
+
+// bulkConn hands a payload to the kernel where it stands. net/http would copy it through
+// 32 KiB, with a system call for each: 45,000 of them for a million events of CloudTrail.
+type bulkConn struct{ *net.TCPConn }
+
+// ReadFrom implements io.ReaderFrom, which is how net/http writes a body without TLS.
+func (c bulkConn) ReadFrom(r io.Reader) (int64, error) {
+	if limited, ok := r.(*io.LimitedReader); ok {
+		if p, ok := limited.R.(*payloadReader); ok && int64(p.Len()) <= limited.N {
+			n, err := p.WriteTo(c.TCPConn)
+			limited.N -= n
+			return n, err
+		}
+	}
+	return c.TCPConn.ReadFrom(r)
 }
 
 // zipper compresses into a buffer that it keeps.
