@@ -20,6 +20,10 @@ import (
 // that is full is given up blockKept after its last use instead. The block that is being written stays
 // as the server has it: else each write of a slow stream would read it again.
 //
+// And blocks are smaller than the server would have them, as long as a stream does not
+// become too many files by it: what is held of each stream is whole blocks, and their
+// buffers are copied three times while they grow to 8 MiB.
+//
 // The server shows none of this to others, hence reflection. Where its insides are not as
 // expected, it keeps its ten seconds, and TestBlocksAreForgotten fails. Source: decision
 // 0034; nats-server 2.15.2, server/filestore.go.
@@ -29,6 +33,14 @@ const (
 	// while there are none.
 	blockCheck = 100 * time.Millisecond
 	blockCalm  = time.Second
+)
+
+// Sizes of blocks, in bytes: those of the buffers that the server keeps for reuse. mostBlocks
+// is about how many of them a full stream has at most.
+const (
+	smallBlock  = 1 << 20
+	mediumBlock = 4 << 20
+	mostBlocks  = 1 << 14
 )
 
 // forgetBlocks gives up full blocks until ctx ends.
@@ -91,6 +103,7 @@ func forgetFull(s *server.Server) (n int, err error) {
 	}
 	for _, store := range stores {
 		locked(store, func() {
+			shrinkBlocks(store)
 			blocks := at(store, "blks")
 			// The last is being written. Those before it were told, up to a known one.
 			for i := blocks.Len() - 2; i >= 0; i-- {
@@ -102,6 +115,17 @@ func forgetFull(s *server.Server) (n int, err error) {
 		})
 	}
 	return n, nil
+}
+
+// shrinkBlocks has the blocks that a store begins from now on be small.
+func shrinkBlocks(store reflect.Value) {
+	limit := at(at(at(store, "cfg"), "StreamConfig"), "MaxBytes").Interface().(int64)
+	size := at(at(store, "fcfg"), "BlockSize").Addr().Interface().(*uint64)
+	for _, small := range [...]uint64{smallBlock, mediumBlock} {
+		if *size > small && limit > 0 && limit/int64(small) <= mostBlocks {
+			*size = small
+		}
+	}
 }
 
 // forget shortens the time for which a block is kept, unless it is short already.
