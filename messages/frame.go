@@ -21,9 +21,12 @@ const (
 	// MaxCount caps the events or records of a frame. It bounds what a hostile
 	// frame of MaxFrame bytes can make its reader allocate for columns.
 	MaxCount = 1 << 16
-	// TargetCount and TargetBody are where fetch and parse cut frames: events or
-	// records, and bytes before compression, whichever comes first.
+	// TargetCount and TargetBody are where ingest cuts frames: records, and bytes before
+	// compression, whichever comes first. Fetch and parse, which have many short rows at
+	// once, go on up to LargeCount: a thousand rows of 100 bytes are a frame so small that
+	// what each costs on the bus is more than what its rows do.
 	TargetCount = 1000
+	LargeCount  = 4 * TargetCount
 	TargetBody  = 1 << 20
 	// MaxHead caps Header.Head, in bytes.
 	MaxHead = 64 << 10
@@ -133,7 +136,7 @@ type Header struct {
 // records (AddRecord), not of both. It keeps its buffers, so that adding
 // allocates nothing once they have grown. Not for concurrent use.
 //
-// The caller cuts frames at TargetCount and TargetBody; the builder itself does
+// The caller cuts frames at TargetCount or LargeCount, and TargetBody; the builder itself does
 // not refuse what is beyond MaxCount, MaxBody or MaxFrame. Strings that are not
 // UTF-8 are made so with U+FFFD, as protobuf demands it.
 type Builder struct {

@@ -181,8 +181,11 @@ func (s *stage) handleCtx(ctx context.Context, tb testing.TB, in topology.In[*me
 		if err != nil {
 			tb.Fatalf("frame %s: %v", m.ID, err)
 		}
-		if want := fmt.Sprintf("%x/%d", in.Value.GetOrigin().GetPull(), n); m.ID != want && m.ID != want+"/cut" || v.FrameNo() != uint32(n) {
-			tb.Errorf("frame %d of number %d has the message id %s, want %s", n, v.FrameNo(), m.ID, want)
+		var pull []byte
+		var from, to uint64
+		if _, err := fmt.Sscanf(m.ID, "%x/%d-%d", &pull, &from, &to); err != nil || !bytes.Equal(pull, in.Value.GetOrigin().GetPull()) ||
+			from > columns.Records[0] || to <= columns.Records[v.Len()-1] || v.FrameNo() != uint32(n) {
+			tb.Errorf("frame %d of number %d and records %d to %d has the message id %s: %v", n, v.FrameNo(), columns.Records[0], columns.Records[v.Len()-1], m.ID, err)
 		}
 		if want := topology.RecordSubject(in.Value.GetOrigin().GetSource()); m.Subject != want {
 			tb.Errorf("frame goes to %s, want %s", m.Subject, want)
@@ -658,8 +661,8 @@ func numbered(n, size int) []string {
 // covers: pain 12.
 func TestFramesAreTheSameEachTime(t *testing.T) {
 	s := newStage(t, nil)
-	small, large := numbered(2500, 10), numbered(500, 5000)
-	small[1500] = `{"eventVersion":bad}`
+	small, large := numbered(10_000, 10), numbered(500, 5000)
+	small[6000] = `{"eventVersion":bad}`
 	put(t, s.cloud, "small", cloud.Object{Body: pack(t, trail(small...))})
 	put(t, s.cloud, "large", cloud.Object{Body: pack(t, trail(large...))})
 	tests := []struct {
@@ -667,7 +670,7 @@ func TestFramesAreTheSameEachTime(t *testing.T) {
 		recs   []string
 		frames []int
 	}{
-		{"small", small, []int{1000, 1000, 499}},
+		{"small", small, []int{messages.LargeCount, messages.LargeCount, 1999}},
 		{"large", large, []int{208, 208, 84}},
 	}
 	for _, tt := range tests {
@@ -699,10 +702,10 @@ func TestFramesAreTheSameEachTime(t *testing.T) {
 // covers: F-11, F-21
 func TestFramesCarryTheHeader(t *testing.T) {
 	s := newStage(t, nil)
-	put(t, s.cloud, "log", cloud.Object{Body: pack(t, "#Version: 1.0\n#Fields: a b\n1 2\n3 4\n#Fields: a c\n"+strings.Repeat("5 6\n", 1500))})
+	put(t, s.cloud, "log", cloud.Object{Body: pack(t, "#Version: 1.0\n#Fields: a b\n1 2\n3 4\n#Fields: a c\n"+strings.Repeat("5 6\n", messages.LargeCount+500))})
 	out := &topology.Recorder{}
 	got := s.handleCtx(t.Context(), t, notice("trailfields", "log"), out)
-	if !slices.Equal(got.frames, []int{2, 1000, 500}) {
+	if !slices.Equal(got.frames, []int{2, messages.LargeCount, 500}) {
 		t.Fatalf("frames of %v records, %v", got.frames, got.err)
 	}
 	for i, want := range []string{"#Fields: a b", "#Fields: a c", "#Fields: a c"} {
@@ -750,7 +753,7 @@ func TestResume(t *testing.T) {
 // that the next attempt would cut differently.
 func TestBrokenConnection(t *testing.T) {
 	s := newStage(t, nil)
-	body := []byte(trail(numbered(1500, 300)...))
+	body := []byte(trail(numbered(1500, 1000)...))
 	t.Run("resumes used up", func(t *testing.T) {
 		put(t, s.cloud, "k", cloud.Object{Body: body})
 		s.cloud.SetFault(func(string, string, string) cloud.Fault {
@@ -762,7 +765,7 @@ func TestBrokenConnection(t *testing.T) {
 		if fault.CodeOf(got.err) != "fetch.connection_broken" || fault.ClassOf(got.err) != fault.Retry {
 			t.Fatalf("got %v", got.err)
 		}
-		if !slices.Equal(got.frames, []int{1000}) || len(got.refused) > 0 {
+		if !slices.Equal(got.frames, []int{1011}) || len(got.refused) > 0 { // 1 MiB
 			t.Errorf("published %v, refused %v", got.frames, got.refused)
 		}
 	})
@@ -781,7 +784,7 @@ func overwritten(t *testing.T, s *stage, body []byte, ignored bool) {
 		var calls atomic.Int32
 		s.cloud.SetFault(func(string, string, string) cloud.Fault {
 			if calls.Add(1) > 1 {
-				put(t, s.cloud, "k", cloud.Object{Body: []byte(trail(numbered(1500, 301)...))})
+				put(t, s.cloud, "k", cloud.Object{Body: []byte(trail(numbered(1500, 1001)...))})
 				return cloud.Fault{}
 			}
 			return cloud.Fault{Cut: int64(len(body)) / 2, CutClean: true}
@@ -797,7 +800,7 @@ func overwritten(t *testing.T, s *stage, body []byte, ignored bool) {
 // that its end left must not stand in the way of the whole one.
 func TestTruncatedThenWhole(t *testing.T) {
 	s := newStage(t, nil)
-	recs := numbered(2500, 100)
+	recs := numbered(7000, 100)
 	whole := pack(t, trail(recs...))
 	cut := whole[:len(whole)*4/5]
 	put(t, s.cloud, "k", cloud.Object{Body: cut})
@@ -815,14 +818,14 @@ func TestTruncatedThenWhole(t *testing.T) {
 		if fault.CodeOf(got.err) != "fetch.truncated_yet" || fault.ClassOf(got.err) != fault.Retry || len(got.refused) > 0 {
 			t.Fatalf("attempt %d: %v, %v", in.Attempt, got.err, got.refused)
 		}
-		if !slices.Equal(got.frames, []int{1000}) {
+		if !slices.Equal(got.frames, []int{messages.LargeCount}) {
 			t.Errorf("attempt %d published frames of %v records: only whole ones should be", in.Attempt, got.frames)
 		}
 		store(got)
 	}
 	got := s.handle(t, in)
 	if got.err != nil || got.fetched.GetEnd() != messages.Fetched_END_TRUNCATED || len(got.refused) != 1 ||
-		len(got.records) < 1500 || !slices.Equal(got.records, recs[:len(got.records)]) {
+		len(got.records) < messages.LargeCount || !slices.Equal(got.records, recs[:len(got.records)]) {
 		t.Fatalf("settled with %v, %v, %d records", got.err, got.fetched, len(got.records))
 	}
 	if q := got.refused[0]; q.GetOffset() != int64(len(trail(recs[:len(got.records)]...))-1) || q.GetRecord() != uint64(len(got.records)) {
@@ -955,7 +958,7 @@ func TestHugeRecord(t *testing.T) {
 // However many notices come at once, what is read at once stays bounded.
 func TestBounds(t *testing.T) {
 	s := newStage(t, func(c *Config) { c.MaxObjects, c.MaxBytesInFlight = 3, 8<<20 })
-	body := []byte(trail(numbered(1001, 10)...))
+	body := []byte(trail(numbered(messages.LargeCount+1, 10)...))
 	const objects = 12
 	var now, most atomic.Int32
 	var wg sync.WaitGroup

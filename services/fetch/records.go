@@ -114,16 +114,10 @@ func (j *job) read(ctx context.Context, src *source, r *reader) error {
 	return j.finish(ctx, err)
 }
 
-// finish publishes the last frame when no other attempt will cut it differently.
+// finish publishes the last frame, unless another attempt will read on.
 func (j *job) finish(ctx context.Context, err error) error {
 	if err == nil || fault.ClassOf(err) == fault.Reject {
-		name := ""
-		if err != nil {
-			// An attempt that reads on would put more into this frame: its id must not
-			// be in the way.
-			name = "/cut"
-		}
-		if flushErr := j.cutter.flush(ctx, name); flushErr != nil {
+		if flushErr := j.cutter.flush(ctx); flushErr != nil {
 			return flushErr
 		}
 	}
@@ -243,6 +237,7 @@ type cutter struct {
 	header []byte
 
 	frames   uint32
+	first    uint64 // ordinal of the first record in frame
 	ordinal  uint64 // of the next record
 	unwanted uint64 // records that are in no part that is wanted
 	maxBad   int
@@ -263,7 +258,7 @@ func (c *cutter) add(ctx context.Context, rec, header []byte, offset int64) erro
 	}
 	full := c.frame.BodySize()+len(rec) > messages.TargetBody || !bytes.Equal(header, c.header)
 	if c.frame.Len() > 0 && c.open && full {
-		if err := c.flush(ctx, ""); err != nil {
+		if err := c.flush(ctx); err != nil {
 			return err
 		}
 	}
@@ -274,15 +269,15 @@ func (c *cutter) add(ctx context.Context, rec, header []byte, offset int64) erro
 			Source: j.origin.GetSource(), Format: j.format, FrameNo: c.frames, FirstRecord: c.ordinal, Head: header,
 		})
 		c.frame.Origin(j.origin)
-		c.open = true
+		c.open, c.first = true, c.ordinal
 	}
 	c.frame.AddRecord(rec)
 	c.ordinal++
 	if len(rec) > messages.TargetBody {
 		return c.lone(ctx, rec, offset)
 	}
-	if c.frame.Len() >= messages.TargetCount {
-		return c.flush(ctx, "")
+	if c.frame.Len() >= messages.LargeCount {
+		return c.flush(ctx)
 	}
 	return nil
 }
@@ -292,7 +287,7 @@ func (c *cutter) lone(ctx context.Context, rec []byte, offset int64) error {
 	data := c.frame.Encode(nil)
 	var err error
 	if len(data) <= messages.MaxFrame {
-		err = c.publish(ctx, data, "")
+		err = c.publish(ctx, data)
 		if err == nil || fault.ClassOf(err) != fault.Reject {
 			return err
 		}
@@ -305,17 +300,20 @@ func (c *cutter) lone(ctx context.Context, rec []byte, offset int64) error {
 	})
 }
 
-// flush publishes the frame that is being built, if any, with name behind its id.
-func (c *cutter) flush(ctx context.Context, name string) error {
+// flush publishes the frame that is being built, if any.
+func (c *cutter) flush(ctx context.Context) error {
 	if !c.open || c.frame.Len() == 0 {
 		return nil
 	}
-	return c.publish(ctx, c.frame.Encode(nil), name)
+	return c.publish(ctx, c.frame.Encode(nil))
 }
 
-func (c *cutter) publish(ctx context.Context, data []byte, name string) error {
+// publish stores a frame. Its id says from which ordinal to which its records are, so
+// that where another attempt or another release cuts differently the one is not taken
+// for the other.
+func (c *cutter) publish(ctx context.Context, data []byte) error {
 	err := c.job.out.Publish(ctx, topology.Message{
-		Subject: c.topic, ID: c.pull + strconv.FormatUint(uint64(c.frames), 10) + name, Data: data,
+		Subject: c.topic, ID: c.pull + strconv.FormatUint(c.first, 10) + "-" + strconv.FormatUint(c.ordinal, 10), Data: data,
 	})
 	if err != nil {
 		return err
