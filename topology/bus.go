@@ -100,6 +100,7 @@ type Bus struct {
 	connMu  sync.Mutex
 	conn    context.Context
 	connEnd context.CancelFunc
+	acks    acks
 	// life ends when the bus is closed.
 	life context.Context
 	end  context.CancelFunc
@@ -225,7 +226,7 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 		}
 	}
 	var err error
-	if b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncMaxPending(4096), jetstream.WithPublishAsyncTimeout(20*time.Second)); err != nil {
+	if b.js, err = jetstream.New(b.nc); err != nil {
 		b.nc.Close()
 		return nil, errConnect.New(err, "open JetStream")
 	}
@@ -424,5 +425,24 @@ func (b *Bus) Close() {
 
 // watermillLog passes Watermill's words on, one level lower: its Info is our Debug.
 func (b *Bus) watermillLog() watermill.LoggerAdapter {
-	return watermill.NewSlogLoggerWithLevelMapping(b.log, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug})
+	return watermillLog{watermill.NewSlogLoggerWithLevelMapping(b.log, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug}), b.log}
+}
+
+// watermillLog leaves out what nobody wants to read before it is put together: Watermill
+// has two lines to say about each message.
+type watermillLog struct {
+	watermill.LoggerAdapter
+	log *slog.Logger
+}
+
+// Trace implements watermill.LoggerAdapter.
+func (l watermillLog) Trace(msg string, fields watermill.LogFields) {
+	if l.log.Enabled(context.Background(), watermill.LevelTrace) {
+		l.LoggerAdapter.Trace(msg, fields)
+	}
+}
+
+// With implements watermill.LoggerAdapter.
+func (l watermillLog) With(fields watermill.LogFields) watermill.LoggerAdapter {
+	return watermillLog{l.LoggerAdapter.With(fields), l.log}
 }

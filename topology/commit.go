@@ -142,21 +142,26 @@ func (b *Bus) storeBatch(group []*groupedMessage) error {
 	id := nuid.Next()
 	ctx, cancel := context.WithTimeout(b.life, 10*time.Second)
 	defer cancel()
-	for i, g := range group {
-		m := &nats.Msg{Subject: g.msg.Subject, Data: g.msg.Data, Header: make(nats.Header, len(g.msg.Header)+3)}
-		for k, v := range g.msg.Header {
-			m.Header[k] = v
+	defer func() { // who stores a message by itself stores it as it was
+		for _, g := range group {
+			delete(g.msg.Header, headerBatchID)
+			delete(g.msg.Header, headerBatchSequence)
+			delete(g.msg.Header, headerBatchCommit)
 		}
-		m.Header[headerBatchID] = []string{id}
-		m.Header[headerBatchSequence] = []string{strconv.Itoa(i + 1)}
+	}()
+	ids, numbers := []string{id}, make([]string, len(group))
+	for i, g := range group {
+		numbers[i] = strconv.Itoa(i + 1)
+		g.msg.Header[headerBatchID] = ids
+		g.msg.Header[headerBatchSequence] = numbers[i : i+1 : i+1]
 		if i < len(group)-1 {
-			if err := b.nc.PublishMsg(m); err != nil {
+			if err := b.nc.PublishMsg(g.msg); err != nil {
 				return err
 			}
 			continue
 		}
-		m.Header[headerBatchCommit] = []string{"1"}
-		answer, err := b.nc.RequestMsgWithContext(ctx, m)
+		g.msg.Header[headerBatchCommit] = []string{"1"}
+		answer, err := b.nc.RequestMsgWithContext(ctx, g.msg)
 		if err != nil {
 			return err
 		}

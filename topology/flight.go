@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // A lane's outputs are stored in order, each under the condition that the one before it is
@@ -28,7 +27,7 @@ const (
 // flight is an output on its way into UNIQUE.
 type flight struct {
 	msg    *nats.Msg
-	future jetstream.PubAckFuture
+	ticket *ticket // nil when it could not be sent
 	input  uint64
 	fresh  []byte
 }
@@ -42,12 +41,12 @@ func (l *Lane) depart(ctx context.Context, msg *nats.Msg, input uint64, fresh []
 			return err
 		}
 	}
-	msg.Header.Set(nats.ExpectedLastMsgIdHdr, l.lastID)
-	future, err := l.bus.js.PublishMsgAsync(&nats.Msg{Subject: msg.Subject, Data: msg.Data, Header: msg.Header}, jetstream.WithRetryAttempts(0))
+	msg.Header[nats.ExpectedLastMsgIdHdr] = []string{l.lastID}
+	t, err := l.bus.send(msg)
 	if err != nil {
-		future = nil // no connection: it is tried again when its turn has come
+		t = nil // no connection: it is tried again when its turn has come
 	}
-	l.flights = append(l.flights, flight{msg, future, input, append([]byte(nil), fresh...)})
+	l.flights = append(l.flights, flight{msg, t, input, append([]byte(nil), fresh...)})
 	l.flying += len(msg.Data)
 	l.lastID = msg.Header.Get(nats.MsgIdHdr)
 	return nil
@@ -73,15 +72,17 @@ func (l *Lane) land(ctx context.Context) error {
 }
 
 func (l *Lane) landed(ctx context.Context, f *flight) (uint64, error) {
-	if f.future != nil {
-		select {
-		case ack := <-f.future.Ok():
+	if t := f.ticket; t != nil {
+		f.ticket = nil
+		seq, err := t.wait(ctx)
+		if err == nil {
 			countPublished(f.msg)
-			return ack.Sequence, nil
-		case <-f.future.Err(): //nolint:errcheck // it is stored again, which tells what is wrong
-		case <-ctx.Done():
+			return seq, nil
+		}
+		if ctx.Err() != nil {
 			return 0, errPublish.New(context.Cause(ctx), "publish to %s", f.msg.Subject)
 		}
+		// It is stored again, which tells what is wrong.
 	}
 	l.refused = true
 	return l.unstuck(ctx, func() (uint64, error) { return l.bus.store(ctx, f.msg) })
@@ -99,7 +100,14 @@ func (l *Lane) landAll(ctx context.Context) error {
 
 // ditch gives up on what is under way: the lane is lost, or taken up anew from its last
 // output that was stored.
-func (l *Lane) ditch() { l.flights, l.flying = nil, 0 }
+func (l *Lane) ditch() {
+	for _, f := range l.flights {
+		if f.ticket != nil {
+			f.ticket.drop()
+		}
+	}
+	l.flights, l.flying = nil, 0
+}
 
 // unstuck stores an output. UNIQUE is trimmed up to the last snapshot, so a lane that waits
 // for room there takes one: nobody else can.

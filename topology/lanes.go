@@ -348,6 +348,7 @@ func inputOf(h nats.Header) (uint64, error) { return strconv.ParseUint(h.Get(hea
 // run hands the lane's frames to work, in order, until ctx ends or the lane is
 // lost, and leaves a snapshot.
 func (l *Lane) run(ctx context.Context, work LaneWork) error {
+	defer l.ditch()
 	asked, unserve := context.WithCancel(ctx)
 	var serving sync.WaitGroup
 	defer serving.Wait()
@@ -398,13 +399,16 @@ func (l *Lane) frame(msg *message.Message, work LaneWork) error {
 		return errLane.New(nil, "handle a message that does not come from lane %d", l.number)
 	}
 	in := In[messages.View]{Data: m.Data, Subject: m.Subject, Sequence: m.Sequence, Attempt: 1, Redriven: m.Attempts, Stored: m.Time, Span: trace.SpanContextFromContext(ctx)}
-	ctx, span := tracer.Start(ctx, string(Dedupe), trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
-		attribute.String("messaging.system", "nats"),
-		attribute.String("messaging.destination.name", m.Subject),
-		attribute.Int64("penstock.sequence", int64(m.Sequence)),
-		attribute.Int("penstock.lane", int(l.number)),
-	))
+	ctx, span := tracer.Start(ctx, string(Dedupe), consumerSpan...)
 	defer span.End()
+	if span.IsRecording() {
+		span.SetAttributes(
+			attribute.String("messaging.system", "nats"),
+			attribute.String("messaging.destination.name", m.Subject),
+			attribute.Int64("penstock.sequence", int64(m.Sequence)),
+			attribute.Int("penstock.lane", int(l.number)),
+		)
+	}
 	lagSeconds.WithLabelValues("dedupe").Set(time.Since(in.Stored).Seconds())
 	var err error
 	if in.Value, err = messages.DecodeFrame(m.Data); err != nil {
@@ -438,7 +442,7 @@ func emptyFrame() []byte { return messages.NewBuilder(messages.Header{}).Encode(
 // that: what comes of it shows when the lane's position is needed.
 func (l *Lane) commit(ctx context.Context, output, fresh []byte, input uint64, attempts uint32) error {
 	msg := toNATS(ctx, Message{Subject: UniqueSubject(l.number), ID: outputID(l.number, input), Data: output, Attempts: attempts})
-	msg.Header.Set(headerInput, strconv.FormatUint(input, 10))
+	msg.Header[headerInput] = []string{strconv.FormatUint(input, 10)}
 	if l.alone && l.lastID != "" {
 		return l.depart(ctx, msg, input, fresh)
 	}

@@ -205,8 +205,10 @@ func TestOutputsUnderWayAreStoredInOrder(t *testing.T) {
 		}
 		switch f := l.flights; i {
 		case 1: // stored, and nobody heard of it
-			<-f[len(f)-1].future.Ok()
-			f[len(f)-1].future = nil
+			if _, err := f[len(f)-1].ticket.wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			f[len(f)-1].ticket = nil
 		case 2:
 			f[len(f)-1].msg.Header.Set(nats.ExpectedLastMsgIdHdr, before)
 		}
@@ -249,11 +251,11 @@ func TestOutputsGoOnSideBySide(t *testing.T) {
 	if len(l.flights) < 2 {
 		t.Fatalf("%d outputs are under way", len(l.flights))
 	}
-	select {
-	case <-l.flights[len(l.flights)-1].future.Ok():
-	case err := <-l.flights[len(l.flights)-1].future.Err():
+	last := &l.flights[len(l.flights)-1]
+	if _, err := last.ticket.wait(t.Context()); err != nil {
 		t.Errorf("the last output: %v", err)
 	}
+	last.ticket = nil
 }
 
 // Lanes wait for their streams, which another process may be about to make.

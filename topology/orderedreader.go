@@ -57,13 +57,20 @@ var errIdle = errors.New("nothing to read yet")
 
 // Next returns the next message, or errIdle when none comes for a while or ctx ends.
 func (r *orderedReader) Next(ctx context.Context) (*nats.Msg, metadata, error) {
-	epoch := r.epoch
-	if r.consumer == "" {
-		epoch = r.bus.reconnects.Load()
-	}
-	wait, cancel := r.bus.listen(ctx, cmp.Or(r.pause, pullHeartbeat), epoch)
-	defer cancel()
+	wait, cancel := ctx, context.CancelFunc(nil)
+	defer func() {
+		if cancel != nil {
+			cancel()
+		}
+	}()
 	for {
+		if cancel == nil && !r.ready() {
+			epoch := r.epoch
+			if r.consumer == "" {
+				epoch = r.bus.reconnects.Load()
+			}
+			wait, cancel = r.bus.listen(ctx, cmp.Or(r.pause, pullHeartbeat), epoch)
+		}
 		if r.consumer == "" {
 			if err := r.open(wait); err != nil {
 				if wait.Err() != nil {
@@ -117,6 +124,15 @@ func (r *orderedReader) Next(ctx context.Context) (*nats.Msg, metadata, error) {
 		}
 		return msg, meta, nil
 	}
+}
+
+// ready tells whether a message is there that need not be waited for.
+func (r *orderedReader) ready() bool {
+	if r.consumer == "" {
+		return false
+	}
+	n, _, err := r.sub.Pending()
+	return err == nil && n > 0
 }
 
 func (r *orderedReader) open(ctx context.Context) error {

@@ -65,13 +65,11 @@ const (
 )
 
 func toNATS(ctx context.Context, m Message) *nats.Msg {
-	h := make(nats.Header, 8)
-	h[headerUUID] = []string{m.ID}
-	h[nats.MsgIdHdr] = []string{m.ID}
+	h, id := make(nats.Header, 8), []string{m.ID}
+	h[headerUUID], h[nats.MsgIdHdr] = id, id
 	if m.Events > 0 {
-		h[headerEvents] = []string{strconv.Itoa(m.Events)}
-		h[headerBytes] = []string{strconv.Itoa(m.Bytes)}
-		h[headerSource] = []string{m.Source}
+		of := []string{strconv.Itoa(m.Events), strconv.Itoa(m.Bytes), m.Source}
+		h[headerEvents], h[headerBytes], h[headerSource] = of[:1:1], of[1:2:2], of[2:]
 	}
 	setAttempts(h, m.Attempts)
 	injectTrace(ctx, h)
@@ -89,10 +87,10 @@ func (b *Bus) store(ctx context.Context, msg *nats.Msg) (uint64, error) {
 		}
 	}()
 	for {
-		ack, err := b.publish(ctx, msg)
+		seq, err := b.publish(ctx, msg)
 		if err == nil {
 			countPublished(msg)
-			return ack.Sequence, nil
+			return seq, nil
 		}
 		reason := ""
 		switch code := apiCode(err); {
@@ -131,20 +129,13 @@ func countPublished(msg *nats.Msg) {
 	publishedBytes.WithLabelValues(stream).Add(float64(len(msg.Data)))
 }
 
-// publish sends msg once and waits for its acknowledgement.
-func (b *Bus) publish(ctx context.Context, msg *nats.Msg) (*jetstream.PubAck, error) {
-	future, err := b.js.PublishMsgAsync(&nats.Msg{Subject: msg.Subject, Data: msg.Data, Header: msg.Header}, jetstream.WithRetryAttempts(0))
+// publish sends msg once and waits for its acknowledgement, which tells its sequence.
+func (b *Bus) publish(ctx context.Context, msg *nats.Msg) (uint64, error) {
+	t, err := b.send(msg)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	select {
-	case ack := <-future.Ok():
-		return ack, nil
-	case err := <-future.Err():
-		return nil, err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
+	return t.wait(ctx)
 }
 
 // storeAfter publishes under the condition that the last message of the subject

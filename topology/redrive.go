@@ -21,6 +21,9 @@ const headerAttempts = "Penstock-Attempts"
 
 // attemptsOf reads the header.
 func attemptsOf(value string) uint32 {
+	if value == "" {
+		return 0
+	}
 	n, err := strconv.ParseUint(value, 10, 32)
 	if err != nil {
 		return 0

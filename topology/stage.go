@@ -90,7 +90,7 @@ func (b *Bus) route(ctx context.Context, name string, sub drainable, work messag
 	if err != nil {
 		return errSubscribe.New(err, "make the router of %s", name)
 	}
-	router.AddConsumerHandler(name, name, sub, work)
+	router.AddConsumerHandler(name, "", sub, work) // sub knows what it reads; each message would carry the topic
 	ended := make(chan error, 1)
 	// The router must not see ctx: it would end the contexts of messages in hand.
 	go func() { ended <- router.Run(context.WithoutCancel(ctx)) }()
@@ -118,10 +118,16 @@ func (b *Bus) route(ctx context.Context, name string, sub drainable, work messag
 		sub.giveUp()
 		return errDrain.New(err, "drain %s", name)
 	}
-	sub.giveUp()
+	// Watermill counts what is worked on, but not what it has taken and not begun: that may
+	// begin even now, with what is left of the drain time.
 	sub.settle()
+	sub.giveUp()
 	return nil
 }
+
+// consumerSpan is what the spans of all that is taken from a stream begin with. Attributes
+// come after that, and only to what is recorded.
+var consumerSpan = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer)}
 
 // worker takes one message through decode, trace, handle, flush and settlement.
 type worker[T any] struct {
@@ -145,15 +151,18 @@ func (w *worker[T]) work(msg *message.Message) error {
 		Attempt: int(d.meta.delivered), Redriven: attemptsOf(msg.Metadata[headerAttempts]), Stored: d.meta.stored, Span: trace.SpanContextFromContext(ctx),
 	}
 	lagSeconds.WithLabelValues(w.consumer.label()).Set(began.Sub(in.Stored).Seconds())
-	ctx, span := tracer.Start(ctx, string(w.consumer.Stage), trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
-		attribute.String("messaging.system", "nats"),
-		attribute.String("messaging.operation.type", "process"),
-		attribute.String("messaging.destination.name", in.Subject),
-		attribute.String("messaging.consumer.group.name", w.consumer.Durable),
-		attribute.Int64("penstock.sequence", int64(in.Sequence)),
-		attribute.Int("penstock.attempt", in.Attempt),
-	))
+	ctx, span := tracer.Start(ctx, string(w.consumer.Stage), consumerSpan...)
 	defer span.End()
+	if span.IsRecording() {
+		span.SetAttributes(
+			attribute.String("messaging.system", "nats"),
+			attribute.String("messaging.operation.type", "process"),
+			attribute.String("messaging.destination.name", in.Subject),
+			attribute.String("messaging.consumer.group.name", w.consumer.Durable),
+			attribute.Int64("penstock.sequence", int64(in.Sequence)),
+			attribute.Int("penstock.attempt", in.Attempt),
+		)
+	}
 
 	out := &outbox{bus: w.bus, stage: w.consumer.Stage, redriven: in.Redriven}
 	if age := time.Since(in.Stored); in.Attempt > 1 && w.consumer.Stage == Route && (age > w.bus.options.Remembered || age < -clockSlack) {

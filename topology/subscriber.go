@@ -153,14 +153,14 @@ func (s *subscriber) receive(ctx context.Context, out chan<- *message.Message) {
 	stop := context.AfterFunc(s.open, cancel) //nolint:contextcheck // the subscriber has a life of its own
 	defer stop()
 	defer func() { _ = s.sub.Unsubscribe() }()
-	_, heartbeat := s.bus.pullPace()
+	next, ignore := s.listen(ctx)
+	defer func() { ignore() }()
 	for {
-		s.mu.Lock()
-		epoch := s.epoch
-		s.mu.Unlock()
-		next, stop := s.bus.listen(ctx, heartbeat, epoch)
+		if next.Err() != nil {
+			ignore()
+			next, ignore = s.listen(ctx)
+		}
 		msg, err := s.sub.NextMsgWithContext(next)
-		stop()
 		s.mu.Lock()
 		done := s.stopped || ctx.Err() != nil
 		s.mu.Unlock()
@@ -196,6 +196,16 @@ func (s *subscriber) receive(ctx context.Context, out chan<- *message.Message) {
 			return
 		}
 	}
+}
+
+// listen returns a context for the messages of the next while: one for each message would
+// cost more than the message.
+func (s *subscriber) listen(ctx context.Context) (context.Context, context.CancelFunc) {
+	_, heartbeat := s.bus.pullPace()
+	s.mu.Lock()
+	epoch := s.epoch
+	s.mu.Unlock()
+	return s.bus.listen(ctx, heartbeat, epoch)
 }
 
 // giveBack returns msg and all that the server has sent to this subscription and
@@ -380,7 +390,11 @@ func (s *subscriber) keepAlive(ctx context.Context) {
 // $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<ns>.<pending>
 // $JS.ACK.<domain>.<account>.<stream>.…  .<pending>[.<token>]
 func parseReply(reply string) (metadata, error) {
-	t := strings.Split(reply, ".")
+	var room [12]string
+	t := room[:0]
+	for part := range strings.SplitSeq(reply, ".") {
+		t = append(t, part)
+	}
 	if len(t) < 9 || t[0] != "$JS" || t[1] != "ACK" {
 		return metadata{}, fmt.Errorf("reply subject %q is none of JetStream's", reply)
 	}
