@@ -79,9 +79,10 @@ const (
 	skipDigest = "fetch.cloudtrail_digest"
 )
 
-// S3 is what fetch calls. [*s3.Client] is one.
+// S3 is what fetch calls. [*awsclient.Objects] is one.
 type S3 interface {
-	GetObject(context.Context, *s3.GetObjectInput, ...func(*s3.Options)) (*s3.GetObjectOutput, error)
+	// GetObject gets an object from a region; "" is that of the configuration.
+	GetObject(ctx context.Context, in *s3.GetObjectInput, region string) (*s3.GetObjectOutput, error)
 }
 
 // Source is what fetch must know of a source.

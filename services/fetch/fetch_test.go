@@ -51,7 +51,7 @@ type client struct {
 	region         atomic.Value
 }
 
-func (c *client) GetObject(ctx context.Context, in *s3.GetObjectInput, opts ...func(*s3.Options)) (*s3.GetObjectOutput, error) {
+func (c *client) GetObject(ctx context.Context, in *s3.GetObjectInput, region string) (*s3.GetObjectOutput, error) {
 	if in.VersionId != nil {
 		c.versions.Add(1)
 	}
@@ -65,10 +65,13 @@ func (c *client) GetObject(ctx context.Context, in *s3.GetObjectInput, opts ...f
 		changed.IfMatch = nil
 		in = &changed
 	}
-	return c.Client.GetObject(ctx, in, append(opts, func(o *s3.Options) {
+	c.region.Store(region)
+	return c.Client.GetObject(ctx, in, func(o *s3.Options) {
 		o.Retryer = aws.NopRetryer{}
-		c.region.Store(o.Region)
-	})...)
+		if region != "" {
+			o.Region = region
+		}
+	})
 }
 
 // choose stands in for the formats: digests by key, CloudTrail by key, else as
@@ -633,9 +636,9 @@ func TestFollowRegion(t *testing.T) {
 	}{
 		{true, "eu-central-1", "eu-central-1"},
 		{true, "us-gov-west-1", "us-gov-west-1"},
-		{true, "", "us-east-1"},
-		{true, "evil.example.com/x", "us-east-1"},
-		{false, "eu-central-1", "us-east-1"},
+		{true, "", ""},
+		{true, "evil.example.com/x", ""},
+		{false, "eu-central-1", ""},
 	} {
 		s.sources["trail"].FollowRegion = tt.follow
 		in := notice("trail", "k")
@@ -644,7 +647,7 @@ func TestFollowRegion(t *testing.T) {
 			t.Fatal(got.err)
 		}
 		if got := s.api.region.Load(); got != tt.want {
-			t.Errorf("a notice of region %q is read in %v, want %s", tt.region, got, tt.want)
+			t.Errorf("a notice of region %q is read in %q, want %q", tt.region, got, tt.want)
 		}
 	}
 }
@@ -1066,7 +1069,7 @@ func TestConfig(t *testing.T) {
 // bytesS3 gives the same object to everybody.
 type bytesS3 []byte
 
-func (b bytesS3) GetObject(context.Context, *s3.GetObjectInput, ...func(*s3.Options)) (*s3.GetObjectOutput, error) {
+func (b bytesS3) GetObject(context.Context, *s3.GetObjectInput, string) (*s3.GetObjectOutput, error) {
 	return &s3.GetObjectOutput{
 		Body: io.NopCloser(bytes.NewReader(b)), ContentLength: aws.Int64(int64(len(b))), ETag: aws.String(`"e"`),
 	}, nil

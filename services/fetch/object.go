@@ -31,7 +31,7 @@ type object struct {
 	ctx     context.Context //nolint:containedctx // a reader; lives as long as one Handle
 	api     S3
 	in      s3.GetObjectInput
-	options []func(*s3.Options)
+	region  string // "" for the client's
 	source  string
 	resumes int // left
 	pause   time.Duration
@@ -58,7 +58,7 @@ func (f *Fetch) open(ctx context.Context, src *source, n *messages.Notice, origi
 		in: s3.GetObjectInput{Bucket: aws.String(origin.GetBucket()), Key: aws.String(origin.GetKey())},
 	}
 	if region := n.GetRegion(); src.FollowRegion && regionName.MatchString(region) {
-		o.options = append(o.options, func(opts *s3.Options) { opts.Region = region })
+		o.region = region
 	}
 	versioned := origin.GetVersion() != "" && !src.unversioned.Load()
 	if versioned {
@@ -110,7 +110,7 @@ func (f *Fetch) open(ctx context.Context, src *source, n *messages.Notice, origi
 func quoted(etag string) string { return `"` + strings.Trim(etag, `"`) + `"` }
 
 func (o *object) get() (*s3.GetObjectOutput, error) {
-	out, err := o.api.GetObject(o.ctx, &o.in, o.options...)
+	out, err := o.api.GetObject(o.ctx, &o.in, o.region)
 	return out, awsclient.Explain(err)
 }
 
@@ -222,7 +222,7 @@ func (o *object) readRange(b []byte, at int64) error {
 
 // fetchRange makes one attempt at a range.
 func (o *object) fetchRange(in *s3.GetObjectInput, b []byte) (int, error) {
-	out, err := o.api.GetObject(o.ctx, in, o.options...)
+	out, err := o.api.GetObject(o.ctx, in, o.region)
 	if err != nil {
 		return 0, awsclient.Explain(err)
 	}

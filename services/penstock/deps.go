@@ -7,6 +7,7 @@ import (
 	"github.com/penstock/penstock/services/fetch"
 	"github.com/penstock/penstock/services/ingest"
 	"github.com/penstock/penstock/services/ingest/sources"
+	"github.com/penstock/penstock/services/internal/awsclient"
 	"github.com/penstock/penstock/services/internal/tag"
 	"github.com/penstock/penstock/services/parse"
 	"github.com/penstock/penstock/services/parse/formats"
@@ -26,7 +27,11 @@ func (p *pipeline) fetchDeps(log *slog.Logger) fetch.Deps {
 			Format: s.Format.Type, Choose: s.Format.Choose,
 			Allows: reader.Allows,
 			S3: func(ctx context.Context) (fetch.S3, error) {
-				return p.clients.S3(ctx, aws)
+				client, err := p.clients.S3(ctx, aws)
+				if err != nil {
+					return nil, err
+				}
+				return awsclient.NewObjects(client), nil
 			},
 			FollowRegion: aws.EndpointURL == "",
 		}

@@ -350,7 +350,7 @@ func dash(s string) string {
 type fileObject struct{ path string }
 
 // GetObject implements fetch.S3.
-func (f fileObject) GetObject(_ context.Context, in *s3.GetObjectInput, _ ...func(*s3.Options)) (*s3.GetObjectOutput, error) {
+func (f fileObject) GetObject(_ context.Context, in *s3.GetObjectInput, _ string) (*s3.GetObjectOutput, error) {
 	file, err := os.Open(f.path)
 	if err != nil {
 		return nil, err

@@ -448,12 +448,12 @@ func (o testOutbox) Flush(context.Context) error { return nil }
 type testObjects struct{ *testFlow }
 
 // GetObject implements fetch.S3.
-func (o testObjects) GetObject(ctx context.Context, in *s3.GetObjectInput, options ...func(*s3.Options)) (*s3.GetObjectOutput, error) {
+func (o testObjects) GetObject(ctx context.Context, in *s3.GetObjectInput, region string) (*s3.GetObjectOutput, error) {
 	path, ok := o.objects[aws.ToString(in.Bucket)+"/"+aws.ToString(in.Key)]
 	if !ok {
 		return nil, &s3types.NoSuchKey{Message: aws.String("the test has no object of that bucket and key")}
 	}
-	return fileObject{path}.GetObject(ctx, in, options...)
+	return fileObject{path}.GetObject(ctx, in, region)
 }
 
 // oneMessage is a queue with one message.
