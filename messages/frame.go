@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/klauspost/compress/s2"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -170,8 +169,28 @@ type Builder struct {
 }
 
 // scratches hold compressed bodies while the rest of their frame is written. Only who
-// encodes at the moment has one, so builders that wait hold none.
-var scratches = sync.Pool{New: func() any { return new([]byte) }}
+// encodes at the moment has one, so builders that wait hold none. A sync.Pool would give
+// them away at each run of the garbage collector.
+var scratches = make(chan []byte, 2)
+
+func takeScratch(size int) []byte {
+	select {
+	case buf := <-scratches:
+		return slices.Grow(buf[:0], size)
+	default:
+		return make([]byte, 0, size)
+	}
+}
+
+func giveScratch(buf []byte) {
+	if cap(buf) > keepMax {
+		return
+	}
+	select {
+	case scratches <- buf:
+	default:
+	}
+}
 
 // NewBuilder returns a builder of frames, the first of them with header h.
 func NewBuilder(h Header) *Builder {
@@ -371,42 +390,39 @@ func (b *Builder) Skip(n uint64) {
 // Frame. Where dst has no room for the worst case it grows to just what is
 // needed. It may be called again, also after more was added.
 func (b *Builder) Encode(dst []byte) []byte {
-	if len(b.stored) > 0 {
-		return b.appendStored(dst)
-	}
-	worst := 0
-	if len(b.body) > 0 {
-		worst = s2.MaxEncodedLen(len(b.body))
-	}
-	rest := b.headSize()
-	if cap(dst)-len(dst) >= rest+worst {
+	if len(b.stored) == 0 && len(b.body) > 0 && cap(dst)-len(dst) >= b.headSize()+s2.MaxEncodedLen(len(b.body)) {
 		return b.appendBody(b.appendHead(dst))
 	}
-	if worst == 0 {
-		return b.appendHead(slices.Grow(dst, rest))
-	}
-	scratch := scratches.Get().(*[]byte) //nolint:forcetypeassert // nothing else is in it
-	*scratch = s2.Encode(slices.Grow((*scratch)[:0], worst), b.body)
-	dst = b.appendHead(slices.Grow(dst, rest+len(*scratch)))
-	dst = appendUint(dst, fieldBodySize, uint64(len(b.body)))
-	dst = appendBytes(dst, fieldBody, *scratch)
-	if cap(*scratch) <= keepMax {
-		scratches.Put(scratch)
-	}
-	return dst
+	return b.EncodeInto(func(size int) []byte { return slices.Grow(dst, size) })
 }
 
-// appendStored appends a frame whose body is made of blocks.
-func (b *Builder) appendStored(dst []byte) []byte {
-	b.seal()
-	size := 0
-	for _, block := range b.stored {
-		size += len(block)
+// EncodeInto is Encode into what room returns: a buffer that has room for size bytes more,
+// which is all that is needed. It is called once.
+func (b *Builder) EncodeInto(room func(size int) []byte) []byte {
+	if len(b.stored) > 0 {
+		b.seal()
+		return b.encode(room, b.stored, b.storedSize)
 	}
-	const perField = 16
-	dst = b.appendHead(slices.Grow(dst, b.headSize()+size+perField))
-	dst = appendUint(dst, fieldBodySize, uint64(b.storedSize))
-	return appendBlocks(dst, b.stored)
+	if len(b.body) == 0 {
+		return b.encode(room, nil, 0)
+	}
+	scratch := takeScratch(s2.MaxEncodedLen(len(b.body)))
+	defer giveScratch(scratch)
+	return b.encode(room, [][]byte{s2.Encode(scratch, b.body)}, len(b.body))
+}
+
+// encode appends a frame whose documents, of size bytes, stand in blocks.
+func (b *Builder) encode(room func(size int) []byte, blocks [][]byte, size int) []byte {
+	need := b.headSize()
+	for _, block := range blocks {
+		need += len(block)
+	}
+	dst := b.appendHead(room(need))
+	if size == 0 {
+		return dst
+	}
+	dst = appendUint(dst, fieldBodySize, uint64(size))
+	return appendBlocks(dst, blocks)
 }
 
 // appendBlocks appends the body: one S2 block that stands for blocks, none of them empty,

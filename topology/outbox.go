@@ -16,8 +16,13 @@ type Message struct {
 	Subject string
 	// ID is the Nats-Msg-Id: the same for every attempt to publish the same thing.
 	ID string
-	// Data is the encoded message. It belongs to the bus until Flush returns.
+	// Data is the encoded message. It belongs to the bus until Stored is called, or until
+	// Flush returns nil; after an error for good.
 	Data []byte
+	// Stored is called when the message is stored and Data is not looked at any more. It
+	// may be nil, and is not called after an error or where an earlier attempt had stored
+	// the message.
+	Stored func()
 	// Events, Bytes and Source go into the headers of what enters the event log: how
 	// many events are live, what all documents have before compression, in bytes, and
 	// their source. 0 events leave them out.
@@ -201,6 +206,10 @@ func (o *outbox) Publish(ctx context.Context, m Message) error {
 		}
 		if err := o.bus.storeGrouped(ctx, toNATS(ctx, m)); err != nil {
 			o.fail(err)
+			return
+		}
+		if m.Stored != nil {
+			m.Stored()
 		}
 	})
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/fetch/gunzip"
 	"github.com/penstock/penstock/services/internal/framing"
+	"github.com/penstock/penstock/services/internal/spare"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -284,7 +285,7 @@ func (c *cutter) add(ctx context.Context, rec, header []byte, offset int64) erro
 
 // lone publishes a frame of one huge record. The bus may not take it even then.
 func (c *cutter) lone(ctx context.Context, rec []byte, offset int64) error {
-	data := c.frame.Encode(nil)
+	data := c.frame.EncodeInto(encoded.Take)
 	var err error
 	if len(data) <= messages.MaxFrame {
 		err = c.publish(ctx, data)
@@ -305,8 +306,11 @@ func (c *cutter) flush(ctx context.Context) error {
 	if !c.open || c.frame.Len() == 0 {
 		return nil
 	}
-	return c.publish(ctx, c.frame.Encode(nil))
+	return c.publish(ctx, c.frame.EncodeInto(encoded.Take))
 }
+
+// encoded are buffers of frames that are stored.
+var encoded = spare.Buffers{Most: 4 << 20}
 
 // publish stores a frame. Its id says from which ordinal to which its records are, so
 // that where another attempt or another release cuts differently the one is not taken
@@ -314,6 +318,7 @@ func (c *cutter) flush(ctx context.Context) error {
 func (c *cutter) publish(ctx context.Context, data []byte) error {
 	err := c.job.out.Publish(ctx, topology.Message{
 		Subject: c.topic, ID: c.pull + strconv.FormatUint(c.first, 10) + "-" + strconv.FormatUint(c.ordinal, 10), Data: data,
+		Stored: func() { encoded.Give(data) },
 	})
 	if err != nil {
 		return err

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"sync"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
+	"github.com/penstock/penstock/services/internal/spare"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -40,9 +40,10 @@ func (g *grouper) store(ctx context.Context, gr *group) (err error) {
 		g.letGo(gr)
 		return context.Cause(ctx)
 	}
-	buf := buffers.Get().(*[]byte) //nolint:forcetypeassert // nothing else is in it
-	*buf = e.frame((*buf)[:0], gr)
-	m := topology.Message{Subject: topology.ParsedSubject(gr.key.lane), ID: e.id(gr), Data: *buf}
+	data := e.frame(gr)
+	m := topology.Message{
+		Subject: topology.ParsedSubject(gr.key.lane), ID: e.id(gr), Data: data, Stored: func() { encoded.Give(data) },
+	}
 	g.encoders <- e
 	g.hold(int64(len(m.Data)))
 	defer g.giveBack(int64(len(m.Data)))
@@ -54,13 +55,7 @@ func (g *grouper) store(ctx context.Context, gr *group) (err error) {
 	if err := out.Publish(ctx, m); err != nil {
 		return err
 	}
-	if err := out.Flush(ctx); err != nil {
-		return err
-	}
-	if cap(*buf) <= keepFrame { // after an error the bus may still have it
-		buffers.Put(buf)
-	}
-	return nil
+	return out.Flush(ctx)
 }
 
 // hold takes memory without waiting: that of an encoded frame, in exchange for
@@ -95,11 +90,8 @@ func (g *grouper) span(ctx context.Context, gr *group) (context.Context, trace.S
 	return ctx, span
 }
 
-// keepFrame is the largest buffer of a frame that is kept, in bytes.
-const keepFrame = 4 << 20
-
-// buffers hold encoded frames.
-var buffers = sync.Pool{New: func() any { return new([]byte) }}
+// encoded are buffers of frames that are stored.
+var encoded = spare.Buffers{Most: 4 << 20}
 
 // encoder makes frames of groups. Not for concurrent use.
 type encoder struct {
@@ -108,8 +100,8 @@ type encoder struct {
 	hash    []byte
 }
 
-// frame appends the encoded frame of gr to dst.
-func (e *encoder) frame(dst []byte, gr *group) []byte {
+// frame returns the encoded frame of gr, in a buffer of encoded.
+func (e *encoder) frame(gr *group) []byte {
 	k := &gr.key
 	b := e.builder
 	b.Reset(messages.Header{Source: k.source, Format: k.format, EventType: k.eventType, Replay: k.replay, Lane: k.lane})
@@ -139,7 +131,7 @@ func (e *encoder) frame(dst []byte, gr *group) []byte {
 			b.Add(event)
 		}
 	}
-	return b.Encode(dst)
+	return b.EncodeInto(encoded.Take)
 }
 
 const none = 1<<32 - 1
