@@ -2,8 +2,10 @@ package messages
 
 import (
 	"crypto/sha256"
+	"encoding"
 	"encoding/binary"
 	"encoding/hex"
+	"hash"
 	"strconv"
 )
 
@@ -52,13 +54,50 @@ func BatchPull(queue string, ids []byte) []byte {
 
 // digest hashes parts by way of buf, whose room saves an allocation.
 func digest[T []byte | string](buf []byte, parts []T) ID {
-	for _, p := range parts {
-		buf = append(buf, p...)
-		buf = append(buf, 0)
-		buf = binary.BigEndian.AppendUint64(buf, uint64(len(p)))
-	}
-	sum := sha256.Sum256(buf)
+	sum := sha256.Sum256(appendParts(buf, parts))
 	return ID(sum[:16])
+}
+
+// appendParts appends what is hashed of parts.
+func appendParts[T []byte | string](dst []byte, parts []T) []byte {
+	for _, p := range parts {
+		dst = append(dst, p...)
+		dst = append(dst, 0)
+		dst = binary.BigEndian.AppendUint64(dst, uint64(len(p)))
+	}
+	return dst
+}
+
+// Stem makes the ids of [NewID] for many that begin with the same parts, and hashes
+// those once. The zero Stem has no parts. Not for concurrent use.
+type Stem struct {
+	digest hash.Hash
+	state  []byte // of digest, behind the parts
+	rest   []byte
+	sum    []byte
+}
+
+// Reset sets the parts that the ids begin with.
+func (s *Stem) Reset(parts ...[]byte) {
+	if s.digest == nil {
+		s.digest = sha256.New()
+	}
+	s.digest.Reset()
+	s.rest = appendParts(s.rest[:0], parts)
+	_, _ = s.digest.Write(s.rest)                                             // never fails
+	s.state, _ = s.digest.(encoding.BinaryAppender).AppendBinary(s.state[:0]) //nolint:forcetypeassert // sha256.New says that it is one
+}
+
+// ID is NewID of the stem's parts and of rest, which is the last one. It allocates nothing.
+func (s *Stem) ID(rest []byte) ID {
+	if s.digest == nil {
+		s.Reset()
+	}
+	_ = s.digest.(encoding.BinaryUnmarshaler).UnmarshalBinary(s.state) //nolint:forcetypeassert // as above; never fails with what it wrote
+	s.rest = binary.BigEndian.AppendUint64(append(append(s.rest[:0], rest...), 0), uint64(len(rest)))
+	_, _ = s.digest.Write(s.rest)
+	s.sum = s.digest.Sum(s.sum[:0])
+	return ID(s.sum[:16])
 }
 
 // Lane returns the dedupe lane of id, 0 ≤ lane < lanes; 0 when lanes is 0. It

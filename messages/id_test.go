@@ -93,6 +93,51 @@ func TestLanesAreEvenAndStable(t *testing.T) {
 	}
 }
 
+// A stem makes the same ids, whatever it made before.
+func TestStem(t *testing.T) {
+	var s Stem
+	for _, parts := range [][][]byte{
+		{},
+		{[]byte("bucket"), []byte("a key"), nil},
+		{bytes.Repeat([]byte("long "), 100)},
+		{[]byte("ab")},
+	} {
+		if len(parts) > 0 { // the zero Stem has none
+			s.Reset(parts...)
+		}
+		for _, rest := range []string{"", "1", "a long rest " + fmt.Sprint(parts)} {
+			if got, want := s.ID([]byte(rest)), NewID(append(parts[:len(parts):len(parts)], []byte(rest))...); got != want {
+				t.Errorf("%q and %q: %s, want %s", parts, rest, got, want)
+			}
+		}
+	}
+	ordinal := make([]byte, 8)
+	if n := testing.AllocsPerRun(10, func() { s.ID(ordinal) }); n > 0 {
+		t.Errorf("%v allocations an id", n)
+	}
+}
+
+func BenchmarkStem(b *testing.B) {
+	parts := [][]byte{
+		[]byte("log-bucket"), []byte("3e7077fd2f66d689e0cee6a7cf5b37bf"),
+		[]byte("AWSLogs/123456789012/vpcflowlogs/us-east-1/2026/01/05/123456789012_vpcflowlogs_us-east-1_fl-0123456789abcdef0_20260105T0805Z_0a1b2c3d.log.gz"),
+	}
+	all, ordinal := append(parts, make([]byte, 8)), make([]byte, 8)
+	b.Run("whole", func(b *testing.B) {
+		for b.Loop() {
+			NewID(all...)
+		}
+	})
+	b.Run("stem", func(b *testing.B) {
+		var s Stem
+		s.Reset(parts...)
+		b.ReportAllocs()
+		for b.Loop() {
+			s.ID(ordinal)
+		}
+	})
+}
+
 func BenchmarkNewID(b *testing.B) {
 	kind, id := []byte("cloudtrail"), []byte("6a7e2b9c-1f4d-4c8a-9e2b-3d5f7a9c1e4b")
 	want := NewID(kind, id)

@@ -27,6 +27,9 @@ type place struct {
 	// parts and numbers are what goes into an id.
 	parts   [4][]byte
 	numbers [16]byte
+	// stem makes the ids of an object's records, when stemmed.
+	stem    messages.Stem
+	stemmed bool
 }
 
 // newID is called by way of a variable: inlined here, messages.NewID would put its
@@ -42,7 +45,7 @@ func (p *place) reset(o *messages.Origin, window time.Duration) {
 		p.canonical = nil
 	}
 	*p = place{
-		origin: o, window: window, canonical: p.canonical, sent: o.GetCreated(),
+		origin: o, window: window, canonical: p.canonical, stem: p.stem, sent: o.GetCreated(),
 		bucket: append(p.bucket[:0], o.GetBucket()...), key: append(p.key[:0], o.GetKey()...),
 		state: append(p.state[:0], o.GetVersion()...),
 		queue: append(p.queue[:0], o.GetQueue()...), message: append(p.message[:0], o.GetMessageId()...),
@@ -84,12 +87,14 @@ func (p *place) id(record uint64, d *formats.Doc, format []byte) messages.ID {
 	case p.origin.GetApi() != "":
 		p.parts = [...][]byte{p.origin.GetPull(), ordinal, nil, nil}
 		return newID(p.parts[:2]...)
-	case len(p.key) > 0:
-		state := p.state
-		if len(state) == 0 {
-			state = doc
+	case len(p.key) > 0 && len(p.state) > 0:
+		if !p.stemmed {
+			p.stem.Reset(p.bucket, p.key, p.state)
+			p.stemmed = true
 		}
-		p.parts = [...][]byte{p.bucket, p.key, state, ordinal}
+		return p.stem.ID(ordinal)
+	case len(p.key) > 0:
+		p.parts = [...][]byte{p.bucket, p.key, doc, ordinal}
 	case p.window <= 0:
 		p.parts = [...][]byte{p.queue, p.message, ordinal, nil}
 		return newID(p.parts[:3]...)

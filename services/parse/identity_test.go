@@ -1,6 +1,7 @@
 package parse
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -211,5 +212,33 @@ func TestConfig(t *testing.T) {
 	b := &bus{}
 	if _, err := New(Defaults(), Deps{NewOutbox: b.outbox, Lanes: 1, Window: 1, Settings: map[string]formats.Setting{"a": {Type: "nonsense"}}}); err == nil {
 		t.Error("a source of an unknown format was taken")
+	}
+}
+
+// Documents find room in a few steps, and an uncommonly long one at the beginning does not
+// take more than the input may have.
+func TestKeepMakesRoomOnce(t *testing.T) {
+	const records, each = 4000, 250
+	for _, first := range []int{each, 1, 300 << 10} {
+		in := &input{body: make([]byte, records*each/2), budget: records * each * 5}
+		steps := 0
+		for i := range records {
+			doc := bytes.Repeat([]byte{byte(i)}, each)
+			if i == 0 {
+				doc = make([]byte, first)
+			}
+			before, at := cap(in.made), len(in.made)
+			in.keep(doc, records-i)
+			if cap(in.made) != before {
+				steps++
+			}
+			if !bytes.Equal(in.made[at:], doc) {
+				t.Fatalf("document %d of %d bytes is not what was kept", i, len(doc))
+			}
+			in.events = append(in.events, event{})
+		}
+		if most := int(in.budget) * 5 / 4; steps > 8 || cap(in.made) > most {
+			t.Errorf("with a first document of %d bytes: %d steps to %d bytes, want a few and at most %d", first, steps, cap(in.made), most)
+		}
 	}
 }

@@ -185,6 +185,7 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 		letter letters
 	)
 	refused := in.start(dec)
+	in.events = slices.Grow(in.events, len(in.columns.Lengths))
 	cut := false // a document is not just its record
 	for i, size := range in.columns.Lengths {
 		origin, record := in.columns.OriginOf[i], in.columns.Records[i]
@@ -227,7 +228,7 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 		start := from + uint32(d.Offset)
 		if d.Made {
 			start = uint32(len(in.made))
-			in.made = append(in.made, d.Body...)
+			in.keep(d.Body, len(in.columns.Lengths)-i)
 		}
 		in.events = append(in.events, event{
 			id: d.ID, time: d.Time, account: d.Account, region: d.Region, record: record, origin: origin,
@@ -252,6 +253,19 @@ func (in *input) fits(c *Config) bool {
 	}
 	b := in.events[0].bucket
 	return in.starts[b+1]-in.starts[b] == uint32(n)
+}
+
+// keep keeps a document that is no slice of body. left is how many records are left, this
+// one included: their documents will be about as long as those before, so that there is
+// room for them all in one step, within what is held for this input.
+func (in *input) keep(doc []byte, left int) {
+	if need := len(in.made) + len(doc); need > cap(in.made) {
+		each := need / (len(in.events) + 1)
+		room := min(int64(need)+int64(each)*int64(left), in.budget-int64(len(in.body)))
+		room = max(room, int64(need)+int64(need)/4) // as append does where the guess was wrong
+		in.made = slices.Grow(in.made, int(room)-len(in.made))
+	}
+	in.made = append(in.made, doc...)
 }
 
 // start tells the decoder what it is about to read.
