@@ -10,7 +10,6 @@ import (
 
 	"github.com/klauspost/compress/s2"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/penstock/penstock/messages/fault"
 )
@@ -487,8 +486,8 @@ func (v *View) Origins() ([]*Origin, error) {
 		if f.num != fieldOrigins || f.typ != protowire.BytesType {
 			continue
 		}
-		o := &Origin{}
-		if err := proto.Unmarshal(f.val, o); err != nil {
+		o, err := DecodeOrigin(f.val)
+		if err != nil {
 			return nil, errFrame.New(err, "read origin %d of a frame", len(all))
 		}
 		all = append(all, o)

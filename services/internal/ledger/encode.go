@@ -1,8 +1,10 @@
 package ledger
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
+	"iter"
 	"maps"
 	"slices"
 
@@ -83,8 +85,7 @@ func (p *pull) encode(dst []byte) []byte {
 		return w.b
 	}
 	w.number(uint64(len(p.open.frames)))
-	for _, no := range slices.Sorted(maps.Keys(p.open.frames)) {
-		n := p.open.frames[no]
+	for no, n := range inOrder(p.open.frames) {
 		w.number(uint64(no))
 		w.flag(n != nil)
 		if n != nil {
@@ -153,6 +154,27 @@ func (f *Fold) decode(key messages.ID, state []byte) (*pull, error) {
 	return p, r.err()
 }
 
+// inOrder are the entries of a map by their keys. Most maps of a pull are empty or have
+// one entry, and many pulls are written.
+func inOrder[K cmp.Ordered, V any](m map[K]V) iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
+		if len(m) < 2 {
+			for k, v := range m {
+				yield(k, v)
+			}
+			return
+		}
+		var room [16]K
+		keys := slices.AppendSeq(room[:0], maps.Keys(m))
+		slices.Sort(keys)
+		for _, k := range keys {
+			if !yield(k, m[k]) {
+				return
+			}
+		}
+	}
+}
+
 // writer appends to b.
 type writer struct{ b []byte }
 
@@ -179,9 +201,9 @@ func (w *writer) bytes(s []byte) {
 
 func (w *writer) counts(c counts) {
 	w.number(uint64(len(c)))
-	for _, k := range slices.Sorted(maps.Keys(c)) {
+	for k, n := range inOrder(c) {
 		w.text(k)
-		w.number(c[k])
+		w.number(n)
 	}
 }
 
@@ -202,9 +224,9 @@ func (w *writer) set(s *ordinals) {
 	w.flag(true)
 	w.words(s.first)
 	w.number(uint64(len(s.pages)))
-	for _, no := range slices.Sorted(maps.Keys(s.pages)) {
+	for no, page := range inOrder(s.pages) {
 		w.number(no)
-		w.words(s.pages[no][:])
+		w.words(page[:])
 	}
 }
 

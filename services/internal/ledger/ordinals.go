@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"encoding/binary"
-	"maps"
 	"math/bits"
 	"slices"
 )
@@ -80,8 +79,8 @@ func (s *ordinals) count() (n uint64) {
 // each calls do with every number, in ascending order.
 func (s *ordinals) each(do func(n uint64)) {
 	eachOf(0, s.first, do)
-	for _, page := range slices.Sorted(maps.Keys(s.pages)) {
-		eachOf(page*64*pageWords, s.pages[page][:], do)
+	for no, page := range inOrder(s.pages) {
+		eachOf(no*64*pageWords, page[:], do)
 	}
 }
 

@@ -376,8 +376,8 @@ func originOf(details []byte) *messages.Origin {
 	if len(details) == 0 {
 		return nil
 	}
-	o := &messages.Origin{}
-	if proto.Unmarshal(details, o) != nil {
+	o, err := messages.DecodeOrigin(details)
+	if err != nil {
 		return nil
 	}
 	return o
