@@ -29,7 +29,8 @@ const floorRole = "PENSTOCK_BENCH_FLOOR"
 
 // floor does the least that delivering a set takes, and promises nothing: no record is
 // stored, checked, told apart or counted. It is the measure for the same machine at the
-// same time.
+// same time. Of rows of text it posts the very lines that penstock does, with id, time and
+// document; records that are JSON it posts as they came, without what penstock puts around them.
 type floor struct {
 	set     Set
 	bare    bool // see [Contender]
@@ -86,6 +87,9 @@ func runFloor(ctx context.Context) error {
 	for range loops {
 		wg.Go(func() {
 			loop := floorLoop{floor: f, window: make([]byte, 256<<10)}
+			if set.Layout != nil && !f.bare {
+				loop.lines = newLineMaker(set.Layout, strings.Split(f.queue, "/")[3], cfg.Region)
+			}
 			for ctx.Err() == nil {
 				if err := loop.batch(ctx); err != nil && ctx.Err() == nil {
 					errs <- err
@@ -107,10 +111,10 @@ func runFloor(ctx context.Context) error {
 // floorLoop is one of its loops, with what it uses again and again.
 type floorLoop struct {
 	*floor
-	zip      gzip.Reader
-	window   []byte // for records, none of which is longer
-	document []byte
-	out      bytes.Buffer
+	zip    gzip.Reader
+	window []byte     // for records, none of which is longer
+	lines  *lineMaker // nil where records are posted as they came
+	out    []byte
 }
 
 // batch receives up to ten messages, posts what they bring, and deletes them.
@@ -171,6 +175,9 @@ func (f *floorLoop) object(ctx context.Context, bucket, key string) error {
 	if err := f.zip.Reset(o.Body); err != nil {
 		return err
 	}
+	if f.lines != nil {
+		f.lines.begin(bucket, key, aws.ToString(o.ETag))
+	}
 	lines := bufio.NewScanner(&f.zip)
 	lines.Buffer(f.window, cap(f.window))
 	lines.Split(f.set.Split)
@@ -196,26 +203,25 @@ func (f *floorLoop) record(record []byte) error {
 	if !f.set.ID(record) {
 		return errNoID
 	}
-	if f.set.Document != nil && !f.bare {
-		f.document = f.set.Document(f.document[:0], record)
-		record = f.document
+	if f.lines != nil {
+		f.out = f.lines.line(f.out, record)
+	} else {
+		f.out = append(append(f.out, record...), '\n')
 	}
-	f.out.Write(record)
-	f.out.WriteByte('\n')
-	if f.out.Len() >= postBytes {
+	if len(f.out) >= postBytes {
 		return f.post()
 	}
 	return nil
 }
 
 func (f *floorLoop) post() error {
-	if f.out.Len() == 0 {
+	if len(f.out) == 0 {
 		return nil
 	}
-	response, err := f.web.Post(f.sink, "application/x-ndjson", bytes.NewReader(f.out.Bytes())) //nolint:noctx // loopback
+	response, err := f.web.Post(f.sink, "application/x-ndjson", bytes.NewReader(f.out)) //nolint:noctx // loopback
 	if err != nil {
 		return err
 	}
-	f.out.Reset()
+	f.out = f.out[:0]
 	return response.Body.Close()
 }

@@ -20,8 +20,8 @@ type Contender struct {
 	Name string
 	// Binary is a build of penstock; "" is the floor.
 	Binary string
-	// Bare floors post lines of text as they are, instead of the documents that
-	// penstock makes of them.
+	// Bare floors post lines of text as they are, instead of the lines that penstock
+	// makes of them.
 	Bare bool
 	// Env and Extra, which is YAML, are settings of penstock beside the defaults.
 	Env   []string

@@ -16,7 +16,7 @@ const (
 // floors are those of a set.
 func floors(set Set) []Contender {
 	all := []Contender{{Name: floorName}}
-	if set.Document != nil {
+	if set.Layout != nil {
 		all = append(all, Contender{Name: bareName, Bare: true})
 	}
 	return all
@@ -113,6 +113,7 @@ func (p *Pair) print(to io.Writer) {
 		{"events/s", "%.0f", Result.Rate},
 		{"pieces/s (objects or messages)", "%.0f", func(r Result) float64 { return float64(r.Pieces) / r.Seconds }},
 		{"raw MB/s", "%.0f", func(r Result) float64 { return float64(r.RawBytes) / r.Seconds / 1e6 }},
+		{"bytes posted an event", "%.0f", func(r Result) float64 { return float64(r.SentBytes) / float64(r.Received) }},
 		{"allocations an event", "%.3f", Result.MallocsPerEvent},
 		{"allocated bytes an event", "%.0f", func(r Result) float64 { return r.AllocBytes / float64(r.Records) }},
 		{"peak RSS MiB", "%.0f", func(r Result) float64 { return r.PeakRSSMiB }},

@@ -30,9 +30,9 @@ type Set struct {
 	Header int
 	Split  bufio.SplitFunc // nil: a body is one record
 	ID     func(record []byte) bool
-	// Document makes a row a JSON object, as what comes out of penstock is one; nil: it
-	// is one already.
-	Document func(dst, record []byte) []byte
+	// Layout says what comes out of penstock of a row of text; nil: records are JSON
+	// objects, which the floor posts as they came.
+	Layout *Layout
 	// Limit is the goal for penstock's CPU by that of the floor; 0: none.
 	Limit float64
 }
@@ -87,22 +87,29 @@ var sets = []Set{
 		Name: "vpc", About: "1 M VPC flow log rows in 100 objects",
 		Make:   rows(100, 10_000, feed.BulkVPCFlow),
 		Source: readObjects, Header: 1, Split: bufio.ScanLines, ID: field(3, ' '), // the interface
-		Document: documents(' ', vpcColumns),
-		Limit:    2.5,
+		Layout: &Layout{
+			Type: "cloud.aws.vpc.unknown", Columns: vpcColumns, Separator: ' ', Account: 1, Region: 3, Time: seconds(11),
+		},
+		Limit: 2.5,
 	},
 	{
 		Name: "cloudfront", About: "500 k CloudFront access log rows in 100 objects",
 		Make:   rows(100, 5000, feed.BulkCloudFront),
 		Source: readObjects, Header: 2, Split: bufio.ScanLines, ID: field(15, '\t'), // the request
-		Document: documents('\t', cloudFrontColumns),
-		Limit:    2.5,
+		Layout: &Layout{
+			Type: "cloud.aws.cloudfront.unknown", Columns: cloudFrontColumns, Separator: '\t', Encoded: true,
+			Kind: "cloudfront", ID: 14, Account: -1, Region: -1, Time: dateAndTime,
+		},
+		Limit: 2.5,
 	},
 	{
 		Name: "umbrella", About: "500 k Umbrella DNS log rows in 100 objects",
 		Make:   rows(100, 5000, feed.BulkUmbrellaDNS),
 		Source: readObjects, Split: bufio.ScanLines, ID: field(2, ','), // the identity
-		Document: cells(umbrellaColumns),
-		Limit:    2.5,
+		Layout: &Layout{
+			Type: "sig.cisco.umbrella.dns", Columns: umbrellaColumns, Separator: ',', Quoted: true, Account: -1, Region: -1, Time: zoneless,
+		},
+		Limit: 2.5,
 	},
 	{
 		Name: "voiso", About: "300 k Voiso events in as many SQS messages",

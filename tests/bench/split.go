@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"errors"
-	"strings"
 )
 
 // This file is what the floor knows of formats. No real feed would allow to rely on so
@@ -63,58 +62,3 @@ const (
 	umbrellaColumns = "timestamp most_granular_identity identities internal_ip external_ip action query_type response_code domain categories " +
 		"most_granular_identity_type identity_types blocked_categories"
 )
-
-// documents makes a row with separators a JSON object, without what is "-". It does not
-// escape, which no generated value needs.
-func documents(separator byte, columns string) func(dst, record []byte) []byte {
-	type column struct{ before, after []byte }
-	var all []column
-	for name := range strings.FieldsSeq(columns) {
-		name, number := strings.CutSuffix(name, "#")
-		c := column{before: []byte(`"` + name + `":`), after: []byte(`,`)}
-		if !number {
-			c = column{before: []byte(`"` + name + `":"`), after: []byte(`",`)}
-		}
-		all = append(all, c)
-	}
-	return func(dst, record []byte) []byte {
-		dst = append(dst, '{')
-		for _, c := range all {
-			end := bytes.IndexByte(record, separator)
-			value := record
-			if end >= 0 {
-				value, record = record[:end], record[end+1:]
-			}
-			if len(value) == 1 && value[0] == '-' {
-				continue
-			}
-			dst = append(append(append(dst, c.before...), value...), c.after...)
-		}
-		dst[len(dst)-1] = '}'
-		return dst
-	}
-}
-
-// cells makes a row of cells in quotes a JSON object, without what is empty. No generated
-// cell has a quote in it.
-func cells(columns string) func(dst, record []byte) []byte {
-	var names [][]byte
-	for name := range strings.FieldsSeq(columns) {
-		names = append(names, []byte(`"`+name+`":"`))
-	}
-	between := []byte(`","`)
-	return func(dst, record []byte) []byte {
-		dst = append(dst, '{')
-		record = bytes.TrimPrefix(bytes.TrimSuffix(record, []byte(`"`)), []byte(`"`))
-		for _, name := range names {
-			value, rest, _ := bytes.Cut(record, between)
-			record = rest
-			if len(value) == 0 {
-				continue
-			}
-			dst = append(append(append(dst, name...), value...), '"', ',')
-		}
-		dst[len(dst)-1] = '}'
-		return dst
-	}
-}

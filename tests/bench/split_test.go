@@ -24,8 +24,10 @@ func TestFloors(t *testing.T) {
 				if !set.ID(r) {
 					t.Fatalf("no id: %s", r)
 				}
-				if set.Document != nil {
-					r = set.Document(nil, r)
+				if set.Layout != nil {
+					lines := newLineMaker(set.Layout, "1", "r")
+					lines.begin("bucket", "a/b/c/d", "etag")
+					r = lines.line(nil, r)
 				}
 				if !json.Valid(r) {
 					t.Fatalf("no document: %s", r)
