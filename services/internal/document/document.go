@@ -375,9 +375,10 @@ const hexDigits = "0123456789abcdef"
 // AppendQuoted appends s as a JSON string. What is not valid UTF-8 becomes
 // U+FFFD; '<', '>' and '&' stay as they are.
 func AppendQuoted(dst []byte, s string) []byte {
-	dst = append(dst, '"')
-	from := 0
-	for i := 0; i < len(s); {
+	i := plain(s)
+	dst = append(append(dst, '"'), s[:i]...)
+	from := i
+	for i < len(s) {
 		c := s[i]
 		if c >= 0x20 && c != '"' && c != '\\' && c < utf8.RuneSelf {
 			i++
@@ -409,4 +410,22 @@ func AppendQuoted(dst []byte, s string) []byte {
 		from = i
 	}
 	return append(append(dst, s[from:]...), '"')
+}
+
+// plain returns how many bytes of s, from its first on and in steps of eight, are ASCII
+// and can stand in a JSON string as they are.
+func plain(s string) int {
+	const (
+		ones    = 0x0101010101010101
+		eighths = 0x80 * ones
+	)
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		w := uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
+			uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
+		if (((w^'"'*ones)-ones)|((w^'\\'*ones)-ones)|(w-' '*ones)|w)&eighths != 0 {
+			break
+		}
+	}
+	return i
 }
