@@ -21,11 +21,22 @@ type Buffers struct {
 // step is what sizes are multiples of, so that buffers fit again. Unit: bytes.
 const step = 64 << 10
 
+// small is up to where a buffer is made just as large as is asked, and not kept: there may
+// be a thousand of them at a time, and steps of room for each would be most of all memory.
+// Unit: bytes.
+const small = 16 << 10
+
+// most is how many times larger than asked a buffer may be.
+const most = 4
+
 // Take returns an empty buffer with room for size bytes.
 func (b *Buffers) Take(size int) []byte {
+	if size <= small {
+		return make([]byte, 0, size)
+	}
 	b.mu.Lock()
 	for i := len(b.free) - 1; i >= 0; i-- {
-		if buf := b.free[i]; cap(buf) >= size {
+		if buf := b.free[i]; cap(buf) >= size && cap(buf) <= max(step, most*size) {
 			last := len(b.free) - 1
 			b.free[i], b.free[last] = b.free[last], nil
 			b.free = b.free[:last]
@@ -42,7 +53,7 @@ func (b *Buffers) Take(size int) []byte {
 func (b *Buffers) Give(buf []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if cap(buf) == 0 || b.held+cap(buf) > b.Most {
+	if cap(buf) <= small || b.held+cap(buf) > b.Most {
 		return
 	}
 	b.free = append(b.free, buf[:0])

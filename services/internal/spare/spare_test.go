@@ -4,7 +4,7 @@ import "testing"
 
 func TestBuffers(t *testing.T) {
 	b := Buffers{Most: 4 * step}
-	first := b.Take(1)
+	first := b.Take(small + 1)
 	if len(first) != 0 || cap(first) != step {
 		t.Fatalf("a buffer of %d bytes with room for %d, not of 0 with room for %d", len(first), cap(first), step)
 	}
@@ -27,9 +27,32 @@ func TestBuffers(t *testing.T) {
 	}
 }
 
+// A thousand frames of a few events each are under way at a time where there are many
+// event types: each takes what it needs.
+func TestSmallOnesAreSmall(t *testing.T) {
+	b := Buffers{Most: 64 * step}
+	b.Give(make([]byte, 0, 16*step))
+	for _, size := range []int{1, 100, small} {
+		buf := b.Take(size)
+		if cap(buf) != size {
+			t.Errorf("%d bytes for %d", cap(buf), size)
+		}
+		b.Give(buf)
+	}
+	if len(b.free) != 1 {
+		t.Errorf("%d buffers are kept, not one", len(b.free))
+	}
+	if buf := b.Take(small + 1); cap(buf) != step {
+		t.Errorf("%d bytes for %d", cap(buf), small+1)
+	}
+	if buf := b.Take(5 * step); cap(buf) != 16*step {
+		t.Errorf("%d bytes for %d: what was spare is not used", cap(buf), 5*step)
+	}
+}
+
 func TestNothingIsKept(t *testing.T) {
 	var b Buffers
-	b.Give(b.Take(10))
+	b.Give(b.Take(2 * small))
 	if len(b.free) != 0 {
 		t.Error("the zero value keeps a buffer")
 	}
