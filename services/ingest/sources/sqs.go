@@ -109,7 +109,7 @@ type SQSConfig struct {
 
 func defaultSQS() SQSConfig {
 	return SQSConfig{
-		Body: BodyAuto, Receivers: 2, MaxReceivers: 16, VisibilityTimeout: 2 * time.Minute, MaxHold: 11 * time.Hour,
+		Body: BodyAuto, Receivers: 1, MaxReceivers: 16, VisibilityTimeout: 2 * time.Minute, MaxHold: 11 * time.Hour,
 		WaitTime: 5 * time.Second, Linger: 50 * time.Millisecond, MaxInFlightBytes: 128 * config.MiB, MaxInFlight: 10_000,
 		MaxReceives: 5,
 	}
