@@ -19,7 +19,7 @@ import (
 // server some files of its own, about as much as ten syncs, so a few messages go
 // one by one; and a frame is large enough to be worth a sync.
 const (
-	groupMessage  = 4 << 10 // bytes of a message that may be grouped
+	groupMessage  = 32 << 10 // bytes of a message that may be grouped
 	groupLeast    = 12
 	groupMessages = 256
 )

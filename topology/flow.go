@@ -128,7 +128,7 @@ type Start struct {
 var (
 	FetchConsumer = Consumer{Stage: Fetch, Stream: Notices, Durable: "fetch", Window: 48, WindowBytes: 1 << 20}
 	ParseConsumer = Consumer{Stage: Parse, Stream: Records, Durable: "parse", Window: 256, WindowBytes: 6 << 20}
-	RouteConsumer = Consumer{Stage: Route, Stream: Unique, Durable: "route", Window: 16, WindowBytes: 16 << 20}
+	RouteConsumer = Consumer{Stage: Route, Stream: Unique, Durable: "route", Window: 64, WindowBytes: 4 << 20}
 )
 
 // deliverPrefix is what the names of the readers of destinations begin with.

@@ -73,7 +73,7 @@ type Config struct {
 func Defaults() Config {
 	return Config{
 		GroupEvents: messages.LargeCount, GroupBytes: messages.TargetBody,
-		Linger: 50 * time.Millisecond, ThinLinger: 200 * time.Millisecond, ThinEvents: 50, Idle: 20 * time.Millisecond,
+		Linger: 50 * time.Millisecond, ThinLinger: 200 * time.Millisecond, ThinEvents: 250, Idle: 20 * time.Millisecond,
 		Memory: 16 << 20, MaxEventTypes: formats.DefaultTypes, BodyWindow: 5 * time.Minute,
 	}
 }

@@ -436,10 +436,10 @@ func TestWaitingTimes(t *testing.T) {
 		every   time.Duration
 		took    time.Duration
 	}{
-		{"alone: until idle", 100, 100 * lanes, false, 0, 20 * ms},
-		{"others at work: linger", 100, 100 * lanes, true, 0, 50 * ms},
+		{"alone: until idle", 100, 300 * lanes, false, 0, 20 * ms},
+		{"others at work: linger", 100, 300 * lanes, true, 0, 50 * ms},
 		{"others at work, thin group: longer linger", 100, lanes, true, 0, 200 * ms},
-		{"inputs keep coming: linger", 100, 100 * lanes, false, 9 * ms, 50 * ms},
+		{"inputs keep coming: linger", 100, 300 * lanes, false, 9 * ms, 50 * ms},
 		{"window is full: at once", 1, lanes, false, 0, 0},
 		{"window is full, others at work: at once", 1, lanes, true, 0, 0},
 	}
