@@ -166,19 +166,16 @@ func inTurn(ctx context.Context, c Contender, cells []cell, unit string, say io.
 
 // lineOfSources divides the same objects among ever more sources.
 func lineOfSources(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) (Line, error) {
-	l := Line{Name: "Sources", Unit: "sources", Note: "the same objects of 500 events, divided among queues of their own"}
-	w, err := trail(max(200, int(1000*scale)), 500, 0)(1)
-	if err != nil {
-		return l, err
-	}
-	set, err := setNamed("million")
+	const most = 200
+	l := Line{Name: "Sources", Unit: "sources", Note: "the same objects of 1,000 events, divided among queues of their own, after 200 objects to warm up"}
+	w, err := even.Make(max(2*most, 1000*scale) / 1000)
 	if err != nil {
 		return l, err
 	}
 	var cells []cell
-	for _, n := range []int{1, 10, 50, 200} {
-		o.Sources = n
-		cells = append(cells, cell{n, set, w, o})
+	for _, n := range []int{1, 10, 50, most} {
+		o.Sources, o.Warm = n, most
+		cells = append(cells, cell{n, even, w, o})
 	}
 	l.Points, err = inTurn(ctx, c, cells, l.Unit, say)
 	return l, err
@@ -186,19 +183,15 @@ func lineOfSources(ctx context.Context, c Contender, o Options, scale float64, s
 
 // lineOfDestinations sends the same to ever more destinations.
 func lineOfDestinations(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) (Line, error) {
-	l := Line{Name: "Destinations", Unit: "destinations", Note: "CPU of one destination more: what all of them cost above the first, divided by their number"}
-	w, err := trail(max(25, int(250*scale)), 2000, 0)(1)
-	if err != nil {
-		return l, err
-	}
-	set, err := setNamed("million")
+	l := Line{Name: "Destinations", Unit: "destinations", Note: "CPU of one destination more: what all of them cost above the first, divided by their number; after 20,000 events to warm up"}
+	w, err := even.Make(max(70, 520*scale) / 1000)
 	if err != nil {
 		return l, err
 	}
 	var cells []cell
 	for _, n := range []int{1, 2, 5, 10, 20} {
-		o.Destinations = n
-		cells = append(cells, cell{n, set, w, o})
+		o.Destinations, o.Warm = n, 20
+		cells = append(cells, cell{n, even, w, o})
 	}
 	points, err := inTurn(ctx, c, cells, l.Unit, say)
 	if err != nil {
@@ -213,10 +206,11 @@ func lineOfDestinations(ctx context.Context, c Contender, o Options, scale float
 
 // lineOfTypes gives the same events ever more types.
 func lineOfTypes(ctx context.Context, c Contender, o Options, scale float64, say io.Writer) (Line, error) {
-	l := Line{Name: "Event types", Unit: "event types", Note: "JSON lines of 300 bytes, 5,000 in an object"}
+	l := Line{Name: "Event types", Unit: "event types", Note: "JSON lines of 300 bytes, 5,000 in an object, after 10 objects to warm up"}
+	o.Warm = 10
 	var cells []cell
 	for _, n := range []int{1, 10, 100, 500} {
-		set, w, err := typed(max(40, int(200*scale)), 5000, n)
+		set, w, err := typed(max(50, int(210*scale)), 5000, n)
 		if err != nil {
 			return l, err
 		}

@@ -73,6 +73,7 @@ func run() error {
 	store := flag.String("store", "", "folder for the streams; empty: a temporary one")
 	sources := flag.Int("sources", 1, "queues that a set's work is divided among; more than one without the floor")
 	receivers := flag.Int("destinations", 1, "receivers that each get all of it; more than one without the floor")
+	warm := flag.Int("warm", 0, "pieces that come first and count for nothing, of a set without duplicates")
 	types := flag.Int("types", 0, "JSON lines of so many event types, instead of a set")
 	timeout := flag.Duration("timeout", 3*time.Hour, "give up after this time")
 	flag.Parse()
@@ -139,7 +140,7 @@ func run() error {
 		r.print(os.Stdout)
 		return err
 	}
-	o := Options{Store: *store, Profile: *profile, Heap: *heap, Extra: *extra, Sources: *sources, Destinations: *receivers}
+	o := Options{Store: *store, Profile: *profile, Heap: *heap, Extra: *extra, Sources: *sources, Destinations: *receivers, Warm: *warm}
 	var contenders []Contender
 	if *pair || *onlyFloor {
 		contenders = floors(set)

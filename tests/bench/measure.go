@@ -87,6 +87,10 @@ type Options struct {
 	// Sources share the work, each with a queue of its own; 0 is 1. Destinations get all
 	// of it, each one; 0 is 1. The floor knows one of each.
 	Sources, Destinations int
+	// Warm pieces come first and count for nothing, of a set whose pieces are alike: what
+	// each source, type and destination costs once is not to be divided by the number of
+	// events.
+	Warm int
 }
 
 // site is what a contender reads from and writes to.
@@ -219,9 +223,16 @@ func measure(ctx context.Context, set Set, w *Work, c Contender, o Options) (r R
 		return r, err
 	}
 	defer p.kill()
-	wanted := int64(w.Unique)
+	warm, w := w.divide(o.Warm)
+	if err := s.announce(warm); err != nil {
+		return r, err
+	}
+	if err := p.await(ctx, func() bool { return s.received() >= int64(warm.Unique) }); err != nil {
+		return r, fmt.Errorf("set %s, %s: %d of %d events to warm up arrived: %w", set.Name, c.Name, s.received(), warm.Unique, err)
+	}
+	wanted := int64(warm.Unique + w.Unique)
 	if c.Binary == "" {
-		wanted = int64(w.Records) // it knows no duplicates
+		wanted = int64(warm.Records + w.Records) // it knows no duplicates
 	}
 	r = Result{Set: set.Name, Contender: c.Name, Pieces: w.Pieces(), Records: w.Records, RawBytes: w.Raw, ReadBytes: w.Packed()}
 	profiled := make(chan error, 1)
