@@ -26,7 +26,7 @@ const (
 	// what each costs on the bus is more than what its rows do.
 	TargetCount = 1000
 	LargeCount  = 4 * TargetCount
-	TargetBody  = 1 << 20
+	TargetBody  = 2 << 20
 	// MaxHead caps Header.Head, in bytes.
 	MaxHead = 64 << 10
 )
@@ -40,7 +40,7 @@ const (
 )
 
 // keepMax is the largest buffer that a Builder keeps over a Reset, in bytes.
-const keepMax = 2 << 20
+const keepMax = 4 << 20
 
 // Field numbers of Frame, see penstock.proto.
 const (
@@ -176,10 +176,15 @@ var scratches = make(chan []byte, 2)
 func takeScratch(size int) []byte {
 	select {
 	case buf := <-scratches:
-		return slices.Grow(buf[:0], size)
+		if cap(buf) >= size {
+			return buf[:0]
+		}
 	default:
-		return make([]byte, 0, size)
 	}
+	if whole := s2.MaxEncodedLen(TargetBody); size > whole/8 && size < whole {
+		size = whole // so that it fits the next time, too
+	}
+	return make([]byte, 0, size)
 }
 
 func giveScratch(buf []byte) {
@@ -199,7 +204,7 @@ func NewBuilder(h Header) *Builder {
 	return b
 }
 
-// Reset begins the next frame. Buffers above 2 MiB are given back, so that one
+// Reset begins the next frame. Buffers above 4 MiB are given back, so that one
 // huge record does not cost its memory for ever.
 func (b *Builder) Reset(h Header) {
 	b.h, b.count = h, 0

@@ -109,10 +109,28 @@ type scratch struct {
 	masked  maskBuffers
 }
 
-var scratches = sync.Pool{New: func() any { return new(scratch) }}
+// scratches are those not in use. A sync.Pool would give them away at each run of the
+// garbage collector.
+var scratches = make(chan *scratch, 4)
+
+func takeScratch() *scratch {
+	select {
+	case s := <-scratches:
+		return s
+	default:
+		return new(scratch)
+	}
+}
+
+func giveScratch(s *scratch) {
+	select {
+	case scratches <- s:
+	default:
+	}
+}
 
 // keepScratch is the largest body that is kept for reuse, in bytes.
-const keepScratch = 8 << 20
+const keepScratch = 4 << 20
 
 // New checks and wires; it starts nothing. The sink is closed by Close.
 func New(cfg Destination, sink sinks.Sink, deps Deps) (*Deliver, error) {
@@ -209,8 +227,8 @@ func (d *Deliver) skip(in topology.In[messages.View], out topology.Outbox) error
 	if err != nil {
 		return err
 	}
-	s := scratches.Get().(*scratch)
-	defer scratches.Put(s)
+	s := takeScratch()
+	defer giveScratch(s)
 	if err := s.read(&v, false); err != nil {
 		return err
 	}
@@ -250,8 +268,8 @@ func (d *Deliver) filter(v *messages.View, f *frame) error {
 	if d.where == nil && !d.others(v) {
 		return nil
 	}
-	s := scratches.Get().(*scratch)
-	defer scratches.Put(s)
+	s := takeScratch()
+	defer giveScratch(s)
 	if err := s.read(v, d.where != nil && d.where.NeedsDoc()); err != nil {
 		return err
 	}
@@ -326,8 +344,8 @@ func (d *Deliver) settle(ctx context.Context, in topology.In[messages.View], f *
 		defer cancel()
 	}
 	v := in.Value
-	s := scratches.Get().(*scratch)
-	defer scratches.Put(s)
+	s := takeScratch()
+	defer giveScratch(s)
 	if err := s.read(&v, len(f.rejected) > 0); err != nil {
 		return err
 	}

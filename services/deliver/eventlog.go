@@ -152,8 +152,8 @@ func (r *passage) frame(m topology.Stored) bool {
 		index = r.at.Index
 	}
 	behind := sinks.Place{Sequence: m.Sequence + 1}
-	s := scratches.Get().(*scratch)
-	defer scratches.Put(s)
+	s := takeScratch()
+	defer giveScratch(s)
 	v, err := messages.DecodeFrame(m.Data)
 	if err == nil {
 		err = s.read(&v, true)

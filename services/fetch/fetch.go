@@ -5,7 +5,7 @@
 //	                                └────▶ ledger: Fetched, one for each notice
 //
 // In:     [messages.Notice], one for each object, at least once.
-// Out:    RECORDS frames of up to 1,000 records or 1 MiB, cut only by count and
+// Out:    RECORDS frames of up to 4,000 records or 2 MiB, cut only by count and
 // bytes, so that a second fetch of the same object makes the same frames with the
 // same message ids.
 // Errors: what may pass is fault.Retry and publishes nothing that a later attempt
@@ -120,8 +120,8 @@ type Fetch struct {
 	objects *semaphore.Weighted // how many at once
 	bytes   *semaphore.Weighted // the buffers of all
 	large   *semaphore.Weighted // who has buffers beyond
-	readers sync.Pool
-	pause   time.Duration // before the first resume
+	readers chan *reader        // those not in use
+	pause   time.Duration       // before the first resume
 }
 
 // What an object weighs on MaxBytesInFlight: a reader's own buffers, and the
@@ -156,7 +156,7 @@ func New(cfg Config, deps Deps) (*Fetch, error) {
 		}
 		f.sources[name] = &source{Source: s}
 	}
-	f.readers.New = func() any { return newReader() }
+	f.readers = make(chan *reader, keepReaders)
 	return f, nil
 }
 
@@ -272,7 +272,7 @@ func (j *job) run(ctx context.Context) error {
 		j.skip = skipEmpty
 		return nil
 	}
-	r := f.readers.Get().(*reader)
+	r := f.takeReader()
 	back := false
 	defer func() {
 		j.stored = obj.read
@@ -285,8 +285,24 @@ func (j *job) run(ctx context.Context) error {
 	err = j.read(ctx, src, r)
 	j.raw, back = r.dec.raw, true // before another object gets the reader
 	r.release()                   // not after a panic, which may have left it in any state
-	f.readers.Put(r)
+	select {
+	case f.readers <- r:
+	default:
+	}
 	return err
+}
+
+// keepReaders is how many readers are kept between uses. A sync.Pool would give them away
+// at each run of the garbage collector.
+const keepReaders = 4
+
+func (f *Fetch) takeReader() *reader {
+	select {
+	case r := <-f.readers:
+		return r
+	default:
+		return newReader()
+	}
 }
 
 // reserve waits until there is room for another object whose stored size is

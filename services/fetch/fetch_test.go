@@ -664,7 +664,7 @@ func numbered(n, size int) []string {
 // covers: pain 12.
 func TestFramesAreTheSameEachTime(t *testing.T) {
 	s := newStage(t, nil)
-	small, large := numbered(10_000, 10), numbered(500, 5000)
+	small, large := numbered(10_000, 10), numbered(1000, 5000)
 	small[6000] = `{"eventVersion":bad}`
 	put(t, s.cloud, "small", cloud.Object{Body: pack(t, trail(small...))})
 	put(t, s.cloud, "large", cloud.Object{Body: pack(t, trail(large...))})
@@ -674,7 +674,7 @@ func TestFramesAreTheSameEachTime(t *testing.T) {
 		frames []int
 	}{
 		{"small", small, []int{messages.LargeCount, messages.LargeCount, 1999}},
-		{"large", large, []int{208, 208, 84}},
+		{"large", large, []int{416, 416, 168}},
 	}
 	for _, tt := range tests {
 		first, second := &topology.Recorder{}, &topology.Recorder{}
@@ -756,7 +756,7 @@ func TestResume(t *testing.T) {
 // that the next attempt would cut differently.
 func TestBrokenConnection(t *testing.T) {
 	s := newStage(t, nil)
-	body := []byte(trail(numbered(1500, 1000)...))
+	body := []byte(trail(numbered(3000, 1000)...))
 	t.Run("resumes used up", func(t *testing.T) {
 		put(t, s.cloud, "k", cloud.Object{Body: body})
 		s.cloud.SetFault(func(string, string, string) cloud.Fault {
@@ -768,7 +768,7 @@ func TestBrokenConnection(t *testing.T) {
 		if fault.CodeOf(got.err) != "fetch.connection_broken" || fault.ClassOf(got.err) != fault.Retry {
 			t.Fatalf("got %v", got.err)
 		}
-		if !slices.Equal(got.frames, []int{1011}) || len(got.refused) > 0 { // 1 MiB
+		if !slices.Equal(got.frames, []int{2021}) || len(got.refused) > 0 { // 2 MiB
 			t.Errorf("published %v, refused %v", got.frames, got.refused)
 		}
 	})

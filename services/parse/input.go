@@ -76,25 +76,25 @@ type input struct {
 }
 
 const (
-	keepMade   = 4 << 20 // the largest buffer of made documents that is kept, bytes
 	keepEvents = 1 << 13 // the largest number of events that is kept room for
 )
 
-// bodies are the buffers of bodies that no input uses.
-var bodies = spare.Buffers{Most: 4 << 20}
+// bodies are the buffers of bodies, and of documents that were made, that no input uses.
+var bodies = spare.Buffers{Most: 8 << 20}
 
 // reset makes in ready for another frame.
 func (in *input) reset() {
 	bodies.Give(in.body)
-	in.body = nil
-	if cap(in.made) > keepMade || cap(in.events) > keepEvents {
+	bodies.Give(in.made)
+	in.body, in.made = nil, nil
+	if cap(in.events) > keepEvents {
 		*in = input{}
 	}
 	clear(in.events)
 	clear(in.bad)
 	clear(in.index)
 	in.origins, in.events, in.bad, in.types = nil, in.events[:0], in.bad[:0], in.types[:0]
-	in.made, in.head, in.messageIDs = in.made[:0], nil, nil
+	in.head, in.messageIDs = nil, nil
 	in.block, in.whole = nil, false
 	in.odd, in.news, in.budget = [len(formats.Oddities)]int{}, in.news[:0], 0
 }
@@ -263,7 +263,9 @@ func (in *input) keep(doc []byte, left int) {
 		each := need / (len(in.events) + 1)
 		room := min(int64(need)+int64(each)*int64(left), in.budget-int64(len(in.body)))
 		room = max(room, int64(need)+int64(need)/4) // as append does where the guess was wrong
-		in.made = slices.Grow(in.made, int(room)-len(in.made))
+		made := append(bodies.Take(int(room)), in.made...)
+		bodies.Give(in.made)
+		in.made = made
 	}
 	in.made = append(in.made, doc...)
 }

@@ -111,6 +111,9 @@ type Deps struct {
 	Tags map[string]*tag.Config
 }
 
+// keepInputs is how many inputs are kept between uses, without their bodies.
+const keepInputs = 8
+
 // Parse is the stage.
 type Parse struct {
 	config   Config
@@ -119,7 +122,7 @@ type Parse struct {
 	tags     map[string]*tag.Config
 	types    *formats.Types
 	grouper  *grouper
-	inputs   sync.Pool // *input
+	inputs   chan *input // those not in use
 
 	mu    sync.RWMutex
 	feeds map[feedKey]*feed
@@ -135,9 +138,8 @@ func New(c Config, deps Deps) (*Parse, error) {
 	}
 	p := &Parse{
 		config: c, lanes: deps.Lanes, settings: deps.Settings, tags: deps.Tags, types: formats.NewTypes(c.MaxEventTypes),
-		feeds: map[feedKey]*feed{},
+		feeds: map[feedKey]*feed{}, inputs: make(chan *input, keepInputs),
 	}
-	p.inputs.New = func() any { return &input{} }
 	p.grouper = newGrouper(c, deps, p.release)
 	for source, set := range deps.Settings { // a wrong one is found at start-up
 		if set.Type == "" || set.Type == formats.Auto {
@@ -229,7 +231,12 @@ func (p *Parse) Handle(ctx context.Context, msg topology.In[messages.View], out 
 		return err
 	}
 	defer leave()
-	in := p.inputs.Get().(*input) //nolint:forcetypeassert // nothing else is in it
+	var in *input
+	select {
+	case in = <-p.inputs:
+	default:
+		in = &input{}
+	}
 	in.refs.Store(1)
 	in.budget = size
 	defer p.release(in)
@@ -294,7 +301,10 @@ func (p *Parse) release(in *input) {
 	}
 	p.grouper.giveBack(in.budget)
 	in.reset()
-	p.inputs.Put(in)
+	select {
+	case p.inputs <- in:
+	default:
+	}
 }
 
 // count adds in to the metrics.
