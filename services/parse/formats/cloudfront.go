@@ -267,6 +267,9 @@ func (f *cloudFront) line(rec []byte) error {
 	}
 	rest := bytes.TrimSuffix(rec, []byte("\r"))
 	last := len(f.columns) - 1
+	clean := plainBut(rest, delimiter)
+	percent := nextPercent(rest, 0)
+	at := 0 // where in the line rest begins
 	for i := range f.columns {
 		value := rest
 		if end := bytes.IndexByte(rest, delimiter); end >= 0 {
@@ -277,9 +280,30 @@ func (f *cloudFront) line(rec []byte) error {
 		} else if i != last {
 			return f.refuse(rec, delimiter)
 		}
-		f.value(&f.columns[i], value)
+		c := &f.columns[i]
+		encoded := percent < at+len(value)
+		if !clean || encoded || c.unknown {
+			f.value(c, value)
+		} else if !isDash(value) {
+			f.find(c, value)
+			f.w.addPlain(c, value)
+		}
+		if at += len(value) + 1; encoded {
+			percent = nextPercent(rec, at)
+		}
 	}
 	return nil
+}
+
+// nextPercent returns where the next percent sign in b is from i on, len(b) if there is none.
+func nextPercent(b []byte, i int) int {
+	if i >= len(b) {
+		return len(b)
+	}
+	if n := bytes.IndexByte(b[i:], '%'); n >= 0 {
+		return i + n
+	}
+	return len(b)
 }
 
 func (f *cloudFront) refuse(rec []byte, delimiter byte) error {
@@ -294,15 +318,20 @@ func (f *cloudFront) meet(c *column) {
 	}
 }
 
+// find keeps what is read of a record.
+func (f *cloudFront) find(c *column, v []byte) {
+	if c.slot >= 0 {
+		f.found[c.slot] = append(f.found[c.slot], v...)
+	}
+}
+
 // value takes a value.
 func (f *cloudFront) value(c *column, v []byte) {
 	if isDash(v) {
 		return
 	}
 	f.meet(c)
-	if c.slot >= 0 {
-		f.found[c.slot] = append(f.found[c.slot], v...)
-	}
+	f.find(c, v)
 	if bytes.IndexByte(v, '%') >= 0 {
 		if f.decoded = appendUnescaped(f.decoded[:0], v); len(f.decoded) < len(v) {
 			f.texts = append(f.texts, v...)
@@ -342,11 +371,13 @@ func (f *cloudFront) time(d *Doc) {
 		d.Time, d.HasTime = parseTime(f.clock)
 	}
 	millis, seconds := f.found[cfMillis], f.found[cfSeconds]
-	if ns, ok := parseEpoch(seconds, digitsBelow[Seconds]); ok {
-		d.Time, d.HasTime = ns, true
-	}
-	if ns, ok := parseEpoch(millis, digitsBelow[Milliseconds]); ok {
-		d.Time, d.HasTime = ns, true
+	if len(seconds)+len(millis) > 0 { // in v2 only
+		if ns, ok := parseEpoch(seconds, digitsBelow[Seconds]); ok {
+			d.Time, d.HasTime = ns, true
+		}
+		if ns, ok := parseEpoch(millis, digitsBelow[Milliseconds]); ok {
+			d.Time, d.HasTime = ns, true
+		}
 	}
 	switch {
 	case d.HasTime:

@@ -204,6 +204,15 @@ func (w *fieldWriter) digits(k fieldKey, v []byte) {
 // reserve makes room for n more bytes, so that what follows need not.
 func (w *fieldWriter) reserve(n int) { w.buf = slices.Grow(w.buf, n) }
 
+// addPlain is add for a value that is known to need no escapes.
+func (w *fieldWriter) addPlain(c *column, v []byte) {
+	if c.numeric && isNumber(v) {
+		w.digits(c.key, v)
+		return
+	}
+	w.plain(c.key, v)
+}
+
 // add adds the field of a column.
 func (w *fieldWriter) add(c *column, v []byte) {
 	if c.numeric {
@@ -300,6 +309,30 @@ func plain(v []byte) int {
 		i++
 	}
 	return i
+}
+
+// plainBut tells whether all of v is ASCII that can stand in a JSON string as it is, but for
+// one byte that separates values, e.g. a tab or a quote. It may say no where the answer is yes.
+func plainBut(v []byte, separator byte) bool {
+	separators := uint64(separator) * ones
+	i := 0
+	for ; i+8 <= len(v); i += 8 {
+		w := binary.LittleEndian.Uint64(v[i:])
+		// A borrow may flag a byte above one that is flagged rightly, also by the separator:
+		// that is the wrong no. Where the separator itself is, must be known exactly.
+		odd := ((w ^ quotes) - ones) | ((w ^ slashes) - ones) | (w - spaces) | w
+		at := w ^ separators
+		others := (at&^eighths + (eighths - ones)) | at // bit 7 is set where no separator is
+		if odd&others&eighths != 0 {
+			return false
+		}
+	}
+	for ; i < len(v); i++ {
+		if c := v[i]; c != separator && (c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf) {
+			return false
+		}
+	}
+	return true
 }
 
 const hexDigits = "0123456789abcdef"

@@ -219,3 +219,35 @@ func TestColumnsOfOneName(t *testing.T) {
 		t.Errorf("%v, want %s", got, want)
 	}
 }
+
+// What plainBut lets pass needs no escapes, and rows as they commonly are pass.
+func FuzzPlainBut(f *testing.F) {
+	for _, row := range []string{"", "a\tb c\t-\thttps://e.org/x%20y\t1", "\t\t\t\t\t\t\t\t \t!", `"a","b ""c""",""`, "a\\b\tc", "a\x1f\tb\tcdefgh", "é\tabcdefg", "a\t\"b\"", "abcdefgh\n"} {
+		f.Add([]byte(row), byte('\t'))
+		f.Add([]byte(row), byte('"'))
+	}
+	f.Fuzz(func(t *testing.T, row []byte, separator byte) {
+		for value := range bytes.SplitSeq(row, []byte{separator}) {
+			if plainBut(row, separator) && plain(value) < len(value) {
+				t.Errorf("%q passes, with %q in it", row, value)
+			}
+		}
+	})
+}
+
+func TestPlainBut(t *testing.T) {
+	for _, row := range []string{"", "x", "2026-01-05\t17:48:41\tLHR50-P1\t-\t\t!", "\t\t\t\t\t\t\t\t\t"} {
+		if !plainBut([]byte(row), '\t') {
+			t.Errorf("%q does not pass", row)
+		}
+	}
+	for i := range 20 {
+		for _, c := range []byte{0, '\n', '"', '\\', 0x7f + 1, 0xff} {
+			row := bytes.Repeat([]byte{'a'}, 20)
+			row[i] = c
+			if plainBut(row, '\t') {
+				t.Errorf("%q passes", row)
+			}
+		}
+	}
+}

@@ -363,6 +363,7 @@ func (u *umbrella) Decode(rec []byte, d *Doc) error {
 	}
 	u.w.begin()
 	u.news = u.news[:0]
+	clean := plainBut(rec, '"')
 	if l.kind == umbrellaUnknown {
 		u.news = append(u.news, News{NewsType, u.folder})
 	}
@@ -374,6 +375,8 @@ func (u *umbrella) Decode(rec []byte, d *Doc) error {
 			continue
 		case c.list && u.config.Lists:
 			u.list(c.key, v, l)
+		case clean && !u.cells.list[i].doubled:
+			u.w.addPlain(&c.column, v)
 		default:
 			u.w.add(&c.column, v)
 		}
