@@ -40,6 +40,9 @@ const (
 	keeperTick = time.Second
 	// keeperCalm is how often streams are looked at that do not change.
 	keeperCalm = 5 * time.Second
+	// keeperSure is how often they are looked at where all of them together have as many
+	// bytes as before.
+	keeperSure = 30 * time.Second
 	// yieldAt is from where on replays hold nothing back: they send what has got
 	// there before, and a full log would stop what is live.
 	yieldAt = 0.90
@@ -213,6 +216,7 @@ func (b *Bus) keeper(ctx context.Context, streams []Stream) error {
 	defer tick.Stop()
 	var tidied time.Time
 	was := map[string]uint64{} // the last sequence of each
+	var calm idleBytes
 	for {
 		if events && time.Since(tidied) > replaysEvery {
 			tidied = time.Now()
@@ -243,20 +247,54 @@ func (b *Bus) keeper(ctx context.Context, streams []Stream) error {
 				wait, was[s.Name] = keeperTick, info.State.LastSeq
 			}
 		}
-		tick.Reset(wait)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		case <-kick:
-			// Lanes that were told of it too need a moment to move their positions.
+		for again := true; again; {
+			tick.Reset(wait)
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-time.After(100 * time.Millisecond):
+			case <-tick.C:
+				again = wait == keeperCalm && calm.passOver(b.usedBytes(ctx), time.Now())
+			case <-kick:
+				again = false
+				// Lanes that were told of it too need a moment to move their positions.
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(100 * time.Millisecond):
+				}
 			}
 		}
 	}
+}
+
+// idleBytes tells which looks at all streams are spared: those while they have as many
+// bytes together as at the look before. To ask for that costs a small part of a look.
+type idleBytes struct {
+	used   uint64
+	looked time.Time
+}
+
+func (i *idleBytes) passOver(used uint64, now time.Time) bool {
+	if used > 0 && used == i.used && now.Sub(i.looked) < keeperSure {
+		return true
+	}
+	i.used, i.looked = used, now
+	return false
+}
+
+// usedBytes are those of all streams on a server inside of this process, 0 where they are
+// not known.
+func (b *Bus) usedBytes(ctx context.Context) uint64 {
+	if !b.options.Own {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	info, err := b.js.AccountInfo(ctx)
+	if err != nil {
+		return 0 // then the streams are looked at
+	}
+	return info.Store
 }
 
 // infos looks at streams, by name. Those that could not be looked at are not in it. Where

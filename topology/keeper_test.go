@@ -298,3 +298,32 @@ func TestStreamsAreLookedAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// While streams have the same bytes they are looked at less often, and never where that
+// is not known.
+func TestUnchangedStreamsAreSpared(t *testing.T) {
+	b := testConnect(t, testServer(t, t.TempDir(), 256<<20), Options{Name: "own", Own: true})
+	if _, err := b.Apply(t.Context(), Limits{Disk: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, Message{Subject: RecordSubject("s"), ID: "a", Data: []byte("x")})
+	var calm idleBytes
+	now := time.Now()
+	look := func(name string, after time.Duration, want bool) {
+		t.Helper()
+		now = now.Add(after)
+		if got := calm.passOver(b.usedBytes(t.Context()), now); got != want {
+			t.Errorf("%s: spared %v", name, got)
+		}
+	}
+	look("the first", 0, false)
+	look("nothing new", keeperCalm, true)
+	look("nothing new again", keeperCalm, true)
+	publish(t, b, Message{Subject: RecordSubject("s"), ID: "b", Data: []byte("y")})
+	look("one more", keeperCalm, false)
+	look("nothing new", keeperCalm, true)
+	look("for long", keeperSure, false)
+	b.options.Own = false
+	look("a server elsewhere", keeperCalm, false)
+	look("a server elsewhere, again", keeperCalm, false)
+}
