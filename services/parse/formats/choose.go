@@ -2,6 +2,7 @@ package formats
 
 import (
 	"sync"
+	"unsafe"
 
 	"github.com/penstock/penstock/services/internal/framing"
 )
@@ -71,7 +72,9 @@ var sniffs = sync.OnceValue(func() (all []sniff) {
 })
 
 // peek walks over the keys of the object that begins b, as far as b goes, until
-// visit returns false. rest begins with the value of the key.
+// visit returns false. rest begins with the value of the key. The key is a part of b: who
+// keeps it makes a copy. Each format looks at the keys of each object, and at most of them
+// in vain.
 func peek(b []byte, visit func(key string, rest []byte) bool) {
 	b = trimSpace(b)
 	if len(b) == 0 || b[0] != '{' {
@@ -87,7 +90,10 @@ func peek(b []byte, visit func(key string, rest []byte) bool) {
 		if end < 0 {
 			return
 		}
-		key := string(b[1:end])
+		key := ""
+		if end > 1 {
+			key = unsafe.String(&b[1], end-1) //nolint:gosec // within b, which nobody writes to meanwhile
+		}
 		b = b[end+1:]
 		if b = b[space(b, 0):]; len(b) == 0 || b[0] != ':' {
 			return

@@ -46,7 +46,7 @@ func guardDutyFirst(head []byte) (rec []byte, under string) {
 	rec = firstRecord(head)
 	peek(rec, func(key string, rest []byte) bool {
 		if (key == "findings" || key == "Findings") && len(rest) > 0 && rest[0] == '[' {
-			rec, under = rest[1:], key
+			rec, under = rest[1:], strings.Clone(key)
 		}
 		return false
 	})
