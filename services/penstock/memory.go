@@ -18,7 +18,7 @@ import (
 // cost, since large buffers hold no pointers. The ids of dedupe and what waits for
 // destinations come on top: all of that is in use.
 const (
-	memoryBase        = 208 << 20
+	memoryBase        = 220 << 20
 	memoryDeliver     = 32 << 20 // instead, in a process with this stage alone
 	memoryDestination = 7 << 20
 )
