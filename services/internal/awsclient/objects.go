@@ -26,7 +26,7 @@ import (
 // each bucket, and for the plain calls behind it the same request is made by its example: at the
 // same address, with the same headers, the client's connections and its credentials,
 // signed by the SDK's signer. Whatever else there is to a call, and any answer but 200,
-// is left to the client: its retries, its redirects, its errors. Source: decision 0038;
+// is left to the client: its retries, its redirects, its errors. Source: decision 0040;
 // Amazon S3 API Reference, GetObject.
 //
 // Methods may be called concurrently.
