@@ -215,15 +215,8 @@ func deliverRound(ctx context.Context, binary, limit, dir, log, other, dead stri
 	if err != nil {
 		return r, err
 	}
-	u, err := url.Parse(log)
-	if err != nil {
-		return r, err
-	}
-	password, _ := u.User.Password()
-	text := fmt.Sprintf("bus: {url: \"nats://%s\", user: %q, password: %q, disk: 8GiB}\ndestinations:\n%stelemetry: {address: %q, private_address: %q, log_level: error}\n",
-		u.Host, u.User.Username(), password, yaml.String(), health, private)
 	config := filepath.Join(dir, "penstock.yaml")
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(deliverConfig(log, yaml.String(), health, private)), 0o600); err != nil {
 		return r, err
 	}
 	cmd := exec.CommandContext(ctx, binary, "run", "--stage", "deliver", "--config", config) //nolint:gosec // the program to measure
@@ -270,6 +263,18 @@ func deliverRound(ctx context.Context, binary, limit, dir, log, other, dead stri
 	}
 	r.cpu = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
 	return r, os.RemoveAll(dir)
+}
+
+// deliverConfig is the configuration of a process with the stage deliver. log is the URL of
+// the NATS server, with user and password, destinations are YAML.
+func deliverConfig(log, destinations, health, private string) string {
+	u, err := url.Parse(log)
+	if err != nil {
+		panic(err) // it is our own server's
+	}
+	password, _ := u.User.Password()
+	return fmt.Sprintf("bus: {url: \"nats://%s\", user: %q, password: %q, disk: 8GiB}\ndestinations:\n%stelemetry: {address: %q, private_address: %q, log_level: error}\n",
+		u.Host, u.User.Username(), password, destinations, health, private)
 }
 
 // confirmedBy reads how many events each destination has confirmed.

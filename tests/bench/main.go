@@ -17,6 +17,7 @@
 //	                                             two builds and the floor
 //	go run ./tests/bench -set huge               one run of penstock
 //	go run ./tests/bench -set huge -floor        one run of the floor
+//	go run ./tests/bench -set linear -line types one line of the part linear
 //	go run ./tests/bench -sources 200 -heapprofile heap.pprof
 //	                                             where memory is with so many sources; see -types, -destinations
 //	go run ./tests/bench -set destinations       200 k stored events to ten destinations, one of them dead
@@ -55,6 +56,7 @@ func run() error {
 	name := flag.String("set", "million", "what to do: a part, see -parts, or destinations")
 	list := flag.Bool("parts", false, "list the sets and the other parts")
 	report := flag.String("report", "", "measure all parts into this file")
+	line := flag.String("line", "", "of the part linear, this line alone: events, sources, destinations or types")
 	only := flag.String("only", "", "with -report: these parts alone, with commas between them; the file keeps the others")
 	plot := flag.String("plot", "", "draw the plots and write the tables of the documentation from this report")
 	doc := flag.String("doc", "docs/performance.md", "with -plot: the page with the tables; the plots go to the folder images beside it")
@@ -115,7 +117,7 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		r.Commit = commit(ctx, *binary, here)
+		r.Commit, r.line = commit(ctx, *binary, here), *line
 		err = r.fill(ctx, wanted, *binary, *report, *scale, *rounds, os.Stderr)
 		r.print(os.Stdout)
 		return err
@@ -135,7 +137,7 @@ func run() error {
 		}
 		file := filepath.Join(os.TempDir(), "penstock-bench-"+*name+".json")
 		defer func() { _ = os.Remove(file) }()
-		r := &Report{Origin: Origin{Commit: commit(ctx, *binary, here)}}
+		r := &Report{Origin: Origin{Commit: commit(ctx, *binary, here)}, line: *line}
 		err = r.fill(ctx, wanted, *binary, file, *scale, *rounds, os.Stderr)
 		r.print(os.Stdout)
 		return err

@@ -31,6 +31,9 @@ type Report struct {
 	Lines  []Line   `json:"lines,omitempty"`
 	// Settings are runs of a part of the set million with one setting changed.
 	Settings *Pair `json:"settings,omitempty"`
+
+	// line is the one that the part linear measures; "" are all.
+	line string
 }
 
 // Origin says what was measured, when and where.
@@ -116,7 +119,7 @@ func (r *Report) fill(ctx context.Context, wanted []string, binary, file string,
 		case partWindow:
 			r.Window, err = window(ctx, scale, say)
 		case partLinear:
-			r.Lines, err = lines(ctx, c, Options{}, scale, say)
+			r.Lines, err = lines(ctx, c, Options{}, scale, r.line, r.Lines, say)
 		case partSettings:
 			r.Settings, err = turn(ctx, binary, scale, rounds, say)
 		default:
