@@ -22,14 +22,25 @@ const (
 	MaxCount = 1 << 16
 	// TargetCount and TargetBody are where ingest cuts frames: records, and bytes before
 	// compression, whichever comes first. Fetch and parse, which have many short rows at
-	// once, go on up to LargeCount: a thousand rows of 100 bytes are a frame so small that
+	// once, go on up to LargeCount and LargeBody: a thousand rows of 100 bytes are a frame so small that
 	// what each costs on the bus is more than what its rows do.
 	TargetCount = 1000
 	LargeCount  = 4 * TargetCount
-	TargetBody  = 2 << 20
+	TargetBody  = 1 << 20
+	LargeBody   = 2 * TargetBody
 	// MaxHead caps Header.Head, in bytes.
 	MaxHead = 64 << 10
 )
+
+// LargeBodyFor returns where fetch and parse cut frames by bytes where the bus takes
+// messages of up to payload bytes: LargeBody, unless a body that hardly gets smaller by
+// compression would not pass.
+func LargeBodyFor(payload int64) int {
+	if payload < 2*LargeBody {
+		return TargetBody
+	}
+	return LargeBody
+}
 
 // frameVersion is what Builder writes, frameKnown the newest that DecodeFrame reads: see
 // messageVersion. Fields that are added keep the version; older stages keep them, too,
@@ -135,7 +146,7 @@ type Header struct {
 // records (AddRecord), not of both. It keeps its buffers, so that adding
 // allocates nothing once they have grown. Not for concurrent use.
 //
-// The caller cuts frames at TargetCount or LargeCount, and TargetBody; the builder itself does
+// The caller cuts frames at TargetCount and TargetBody or LargeCount and LargeBody; the builder itself does
 // not refuse what is beyond MaxCount, MaxBody or MaxFrame. Strings that are not
 // UTF-8 are made so with U+FFFD, as protobuf demands it.
 type Builder struct {
@@ -181,7 +192,7 @@ func takeScratch(size int) []byte {
 		}
 	default:
 	}
-	if whole := s2.MaxEncodedLen(TargetBody); size > whole/8 && size < whole {
+	if whole := s2.MaxEncodedLen(LargeBody); size > whole/8 && size < whole {
 		size = whole // so that it fits the next time, too
 	}
 	return make([]byte, 0, size)
@@ -343,8 +354,8 @@ func (b *Builder) AddStored(e Event, size int) {
 // steps, instead of being copied again and again, and never beyond a whole frame.
 func (b *Builder) room(n int) []byte {
 	const small = 64 << 10
-	if size := len(b.body) + n; size > cap(b.body) && size > small && size <= TargetBody {
-		return append(make([]byte, 0, min(4*size, TargetBody)), b.body...)
+	if size := len(b.body) + n; size > cap(b.body) && size > small && size <= LargeBody {
+		return append(make([]byte, 0, min(4*size, LargeBody)), b.body...)
 	}
 	return b.body
 }

@@ -16,6 +16,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,6 +110,9 @@ type Deps struct {
 	// its first bytes; skip is a reason when it is known to hold no events.
 	Choose func(configured, key string, head []byte) (format string, f framing.Framing, skip string)
 	Log    *slog.Logger
+	// FrameBytes is where frames are cut, in bytes before compression. 0:
+	// messages.LargeBody.
+	FrameBytes int
 }
 
 // Fetch is the stage. Handle may be called concurrently.
@@ -121,7 +125,9 @@ type Fetch struct {
 	bytes   *semaphore.Weighted // the buffers of all
 	large   *semaphore.Weighted // who has buffers beyond
 	readers chan *reader        // those not in use
-	pause   time.Duration       // before the first resume
+	// frameBytes is where frames are cut.
+	frameBytes int
+	pause      time.Duration // before the first resume
 }
 
 // What an object weighs on MaxBytesInFlight: a reader's own buffers, and the
@@ -157,6 +163,7 @@ func New(cfg Config, deps Deps) (*Fetch, error) {
 		f.sources[name] = &source{Source: s}
 	}
 	f.readers = make(chan *reader, keepReaders)
+	f.frameBytes = cmp.Or(deps.FrameBytes, messages.LargeBody)
 	return f, nil
 }
 

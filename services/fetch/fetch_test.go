@@ -1166,3 +1166,13 @@ func TestRefusedPartsStayParts(t *testing.T) {
 		t.Errorf("the entry holds %v, %v", n, err)
 	}
 }
+
+// Where the bus takes less, frames are smaller.
+func TestFrameBytes(t *testing.T) {
+	s := newStage(t, nil)
+	s.Fetch.frameBytes = messages.TargetBody
+	put(t, s.cloud, "large", cloud.Object{Body: pack(t, trail(numbered(500, 5000)...))})
+	if got := s.handle(t, notice("trail", "large")); got.err != nil || !slices.Equal(got.frames, []int{208, 208, 84}) {
+		t.Errorf("frames of %v records, %v", got.frames, got.err)
+	}
+}

@@ -257,7 +257,7 @@ func (c *cutter) add(ctx context.Context, rec, header []byte, offset int64) erro
 	if c.passesOver() {
 		return nil
 	}
-	full := c.frame.BodySize()+len(rec) > messages.TargetBody || !bytes.Equal(header, c.header)
+	full := c.frame.BodySize()+len(rec) > c.job.f.frameBytes || !bytes.Equal(header, c.header)
 	if c.frame.Len() > 0 && c.open && full {
 		if err := c.flush(ctx); err != nil {
 			return err
@@ -274,7 +274,7 @@ func (c *cutter) add(ctx context.Context, rec, header []byte, offset int64) erro
 	}
 	c.frame.AddRecord(rec)
 	c.ordinal++
-	if len(rec) > messages.TargetBody {
+	if len(rec) > c.job.f.frameBytes {
 		return c.lone(ctx, rec, offset)
 	}
 	if c.frame.Len() >= messages.LargeCount {

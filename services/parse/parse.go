@@ -72,7 +72,7 @@ type Config struct {
 // Defaults returns the configuration of a file that says nothing.
 func Defaults() Config {
 	return Config{
-		GroupEvents: messages.LargeCount, GroupBytes: messages.TargetBody,
+		GroupEvents: messages.LargeCount, GroupBytes: messages.LargeBody,
 		Linger: 50 * time.Millisecond, ThinLinger: 200 * time.Millisecond, ThinEvents: 250, Idle: 20 * time.Millisecond,
 		Memory: 16 << 20, MaxEventTypes: formats.DefaultTypes, BodyWindow: 5 * time.Minute,
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -122,5 +123,18 @@ func TestFollowedJobThatIsPausedOrGone(t *testing.T) {
 	j.ID = "20260101-nobody"
 	if _, err := f.follow(ctx, j); !errors.Is(err, errJobGone) {
 		t.Errorf("gone: %v", err)
+	}
+}
+
+// Where the bus takes less, fetch and parse cut frames that surely pass.
+func TestFramesFitTheBus(t *testing.T) {
+	for _, c := range []struct {
+		payload int64
+		want    int
+	}{{1 << 20, messages.TargetBody}, {4<<20 - 1, messages.TargetBody}, {4 << 20, messages.LargeBody}, {8 << 20, messages.LargeBody}} {
+		p := &pipeline{}
+		if got := p.fetchDeps(c.payload, nil).FrameBytes; got != c.want {
+			t.Errorf("frames of %d bytes for messages of %d, want %d", got, c.payload, c.want)
+		}
 	}
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"log/slog"
 
+	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/services/fetch"
 	"github.com/penstock/penstock/services/ingest"
 	"github.com/penstock/penstock/services/ingest/sources"
 	"github.com/penstock/penstock/services/internal/awsclient"
+	"github.com/penstock/penstock/services/internal/config"
 	"github.com/penstock/penstock/services/internal/tag"
 	"github.com/penstock/penstock/services/parse"
 	"github.com/penstock/penstock/services/parse/formats"
@@ -15,8 +17,10 @@ import (
 )
 
 // fetchDeps tells fetch how to read the buckets of each source.
-func (p *pipeline) fetchDeps(log *slog.Logger) fetch.Deps {
-	deps := fetch.Deps{Sources: map[string]fetch.Source{}, Choose: formats.Choose, Log: log}
+func (p *pipeline) fetchDeps(payload int64, log *slog.Logger) fetch.Deps {
+	deps := fetch.Deps{
+		Sources: map[string]fetch.Source{}, Choose: formats.Choose, Log: log, FrameBytes: messages.LargeBodyFor(payload),
+	}
 	for _, s := range p.file.Sources {
 		reader, ok := s.Options.(sources.ObjectReader)
 		if !ok {
@@ -65,6 +69,15 @@ func (p *pipeline) tags() func(source string) *tag.Resolver {
 		}
 		return tag.NewResolver(tag.Config{}, source) // one that the configuration has no more
 	}
+}
+
+// parseConfig is the configuration of parse, as far as the bus takes such frames.
+func (p *pipeline) parseConfig(bus *topology.Bus) parse.Config {
+	c := p.file.Parse
+	if most := messages.LargeBodyFor(bus.MaxPayload()); most < messages.LargeBody {
+		c.GroupBytes = min(c.GroupBytes, config.Bytes(most))
+	}
+	return c
 }
 
 // parseDeps tells parse the format options of each source.

@@ -334,7 +334,7 @@ func (p *pipeline) stage(ctx context.Context, s topology.Stage, bus *topology.Bu
 		p.ingest = i
 		return append(runs, i.Run, operators.Run, p.tellSources(s, bus)), nil
 	case topology.Fetch:
-		f, err := fetch.New(p.file.Fetch, p.fetchDeps(log))
+		f, err := fetch.New(p.file.Fetch, p.fetchDeps(bus.MaxPayload(), log))
 		if err != nil {
 			return nil, err
 		}
@@ -344,7 +344,7 @@ func (p *pipeline) stage(ctx context.Context, s topology.Stage, bus *topology.Bu
 		if err != nil {
 			return nil, err
 		}
-		f, err := parse.New(p.file.Parse, p.parseDeps(lanes, bus))
+		f, err := parse.New(p.parseConfig(bus), p.parseDeps(lanes, bus))
 		if err != nil {
 			return nil, err
 		}

@@ -139,7 +139,7 @@ func runTest(ctx context.Context, t *testFile, file *File, c *testCase) (*testOu
 // open makes the stages with the constructors that run uses.
 func (f *testFlow) open(ctx context.Context) (err error) {
 	p := &pipeline{file: *f.file, log: f.log}
-	fetched := p.fetchDeps(f.log)
+	fetched := p.fetchDeps(messages.MaxFrame, f.log)
 	for _, s := range f.file.Sources {
 		from, known := fetched.Sources[s.Name]
 		allows := from.Allows
