@@ -25,7 +25,7 @@ const (
 	// once, go on up to LargeCount and LargeBody: a thousand rows of 100 bytes are a frame so small that
 	// what each costs on the bus is more than what its rows do.
 	TargetCount = 1000
-	LargeCount  = 4 * TargetCount
+	LargeCount  = 8 * TargetCount
 	TargetBody  = 1 << 20
 	LargeBody   = 2 * TargetBody
 	// MaxHead caps Header.Head, in bytes.

@@ -664,7 +664,7 @@ func numbered(n, size int) []string {
 // covers: pain 12.
 func TestFramesAreTheSameEachTime(t *testing.T) {
 	s := newStage(t, nil)
-	small, large := numbered(10_000, 10), numbered(1000, 5000)
+	small, large := numbered(2*messages.LargeCount+2000, 10), numbered(1000, 5000)
 	small[6000] = `{"eventVersion":bad}`
 	put(t, s.cloud, "small", cloud.Object{Body: pack(t, trail(small...))})
 	put(t, s.cloud, "large", cloud.Object{Body: pack(t, trail(large...))})
@@ -803,7 +803,7 @@ func overwritten(t *testing.T, s *stage, body []byte, ignored bool) {
 // that its end left must not stand in the way of the whole one.
 func TestTruncatedThenWhole(t *testing.T) {
 	s := newStage(t, nil)
-	recs := numbered(7000, 100)
+	recs := numbered(7*messages.LargeCount/4, 60)
 	whole := pack(t, trail(recs...))
 	cut := whole[:len(whole)*4/5]
 	put(t, s.cloud, "k", cloud.Object{Body: cut})
