@@ -24,7 +24,7 @@ func DecodeOrigin(b []byte) (*Origin, error) {
 		at += len(f.raw)
 		rest = more
 		var text *string
-		switch f.num {
+		switch int(f.num) {
 		case 1:
 			if f.typ == protowire.BytesType {
 				o.Pull = append(o.pull[:0:len(o.pull)], f.val...)

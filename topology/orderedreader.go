@@ -69,7 +69,7 @@ func (r *orderedReader) Next(ctx context.Context) (*nats.Msg, metadata, error) {
 			if r.consumer == "" {
 				epoch = r.bus.reconnects.Load()
 			}
-			wait, cancel = r.bus.listen(ctx, cmp.Or(r.pause, pullHeartbeat), epoch)
+			wait, cancel = r.bus.listen(ctx, cmp.Or(r.pause, pullHeartbeat), epoch) //nolint:fatcontext // of ctx, once
 		}
 		if r.consumer == "" {
 			if err := r.open(wait); err != nil {

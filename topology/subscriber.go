@@ -158,7 +158,7 @@ func (s *subscriber) receive(ctx context.Context, out chan<- *message.Message) {
 	for {
 		if next.Err() != nil {
 			ignore()
-			next, ignore = s.listen(ctx)
+			next, ignore = s.listen(ctx) //nolint:fatcontext // of ctx each time, not of the one before
 		}
 		msg, err := s.sub.NextMsgWithContext(next)
 		s.mu.Lock()

@@ -223,7 +223,7 @@ func (o *Objects) get(ctx context.Context, in *s3.GetObjectInput, e *example) *s
 	if err := o.signer.SignHTTP(ctx, creds, r, e.payload, "s3", e.region, time.Now()); err != nil {
 		return nil
 	}
-	answer, err := o.http.Do(r) //nolint:bodyclose // the caller closes it
+	answer, err := o.http.Do(r)
 	if err != nil {
 		return nil
 	}
