@@ -314,13 +314,14 @@ func (r *receivers) objects(url, bucket string) []byte {
 	return all.Bytes()
 }
 
-// receive takes what is in a queue, and leaves nothing behind.
+// receive takes what is in a queue, and leaves nothing behind. An answer that gets lost on the
+// way comes again when its messages are visible again.
 func (r *receivers) receive(url, queue string, into *bytes.Buffer) {
 	client := sqs.New(sqs.Options{
 		Region: "us-east-1", BaseEndpoint: &url, Credentials: credentials.NewStaticCredentialsProvider("AKIAEXAMPLE", "example", ""),
 	})
 	for {
-		got, err := client.ReceiveMessage(r.t.Context(), &sqs.ReceiveMessageInput{QueueUrl: &queue, MaxNumberOfMessages: 10, VisibilityTimeout: 3600})
+		got, err := client.ReceiveMessage(r.t.Context(), &sqs.ReceiveMessageInput{QueueUrl: &queue, MaxNumberOfMessages: 10, VisibilityTimeout: 20})
 		if err != nil {
 			r.t.Fatal(err)
 		}
