@@ -245,10 +245,12 @@ func (in *input) decode(p *Parse, f formats.Format, dec formats.Decoder) {
 const wholeFrom = 128 << 10
 
 // fits tells whether the documents can be those of a group: of one bucket, enough and not
-// too much.
+// too much, also as they are compressed. The block may be that of a foreign writer, and
+// several that are larger than their documents would be more than the bus carries.
 func (in *input) fits(c *Config) bool {
 	n := len(in.events)
-	if n == 0 || n > c.GroupEvents || len(in.body) < wholeFrom || len(in.body) > int(c.GroupBytes) {
+	if n == 0 || n > c.GroupEvents || len(in.body) < wholeFrom || len(in.body) > int(c.GroupBytes) ||
+		len(in.block) > s2.MaxEncodedLen(len(in.body)) {
 		return false
 	}
 	b := in.events[0].bucket

@@ -131,7 +131,9 @@ func (e *encoder) frame(gr *group) []byte {
 			b.Add(event)
 		}
 	}
-	return b.EncodeInto(encoded.Take)
+	data := b.EncodeInto(encoded.Take)
+	b.Reset(messages.Header{}) // it would hold the frames that came in until the next group
+	return data
 }
 
 const none = 1<<32 - 1

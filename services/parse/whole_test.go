@@ -3,14 +3,17 @@ package parse
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"weak"
 
 	"github.com/klauspost/compress/s2"
 	"google.golang.org/protobuf/proto"
@@ -253,4 +256,79 @@ func BenchmarkBlocks(b *testing.B) {
 		wg.Wait()
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/window/size, "ns/event")
+}
+
+// inflated is the frame with a block of one literal for each byte, six times its documents:
+// nothing that the stage makes, but it can be read.
+func inflated(t *testing.T, in topology.In[messages.View]) topology.In[messages.View] {
+	t.Helper()
+	var f messages.Frame
+	if err := proto.Unmarshal(in.Data, &f); err != nil {
+		t.Fatal(err)
+	}
+	body, err := in.Value.Body(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Body = binary.AppendUvarint(nil, uint64(len(body)))
+	for _, c := range body {
+		f.Body = append(f.Body, 63<<2, 0, 0, 0, 0, c)
+	}
+	if in.Data, err = proto.Marshal(&f); err != nil {
+		t.Fatal(err)
+	}
+	if in.Value, err = messages.DecodeFrame(in.Data); err != nil {
+		t.Fatal(err)
+	}
+	return in
+}
+
+// A block that is larger than its documents, of whoever else writes to RECORDS, does not
+// go on: a group of such blocks may be more than the bus carries.
+func TestInflatedBlocksAreCompressedAnew(t *testing.T) {
+	const n = 40
+	b := &bus{}
+	p, err := New(Defaults(), Deps{NewOutbox: b.outbox, Lanes: 1, Window: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	recs := full(0, n)
+	msg := inflated(t, frame(t, trail(0, 0), origin(1), recs...))
+	if err := p.Handle(t.Context(), msg, &topology.Recorder{}); err != nil {
+		t.Fatal(err)
+	}
+	docs, blocks := documents(t, b)
+	for _, block := range blocks {
+		if len(block) > msg.Value.BodySize() {
+			t.Errorf("%d bytes of documents went on as %d", msg.Value.BodySize(), len(block))
+		}
+	}
+	for i, rec := range recs {
+		if docs[uint64(i)] != rec {
+			t.Errorf("record %d has another document: %.60q", i, docs[uint64(i)])
+		}
+	}
+}
+
+// Frames that came in are free once their group is stored, although nothing more comes:
+// nobody counts them among what is held any more.
+func TestBlocksAreLetGo(t *testing.T) {
+	b := &bus{}
+	p, err := New(Defaults(), Deps{NewOutbox: b.outbox, Lanes: 1, Window: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	came := func() weak.Pointer[byte] {
+		msg := frame(t, trail(0, 0), origin(1), full(0, 40)...)
+		if err := p.Handle(t.Context(), msg, &topology.Recorder{}); err != nil {
+			t.Fatal(err)
+		}
+		return weak.Make(&msg.Data[0])
+	}()
+	runtime.GC()
+	if came.Value() != nil {
+		t.Error("the frame is still held")
+	}
 }
