@@ -123,14 +123,25 @@ func takeScratch() *scratch {
 }
 
 func giveScratch(s *scratch) {
+	s.trim()
 	select {
 	case scratches <- s:
 	default:
 	}
 }
 
-// keepScratch is the largest body that is kept for reuse, in bytes.
+// keepScratch is the largest buffer that is kept for reuse, in bytes.
 const keepScratch = 4 << 20
+
+// trim gives up the buffers that one huge frame or event has swollen: it may be long until
+// the next one.
+func (s *scratch) trim() {
+	for _, buf := range [...]*[]byte{&s.body, &s.fixed, &s.masked[0], &s.masked[1]} {
+		if cap(*buf) > keepScratch {
+			*buf = nil
+		}
+	}
+}
 
 // New checks and wires; it starts nothing. The sink is closed by Close.
 func New(cfg Destination, sink sinks.Sink, deps Deps) (*Deliver, error) {
@@ -283,9 +294,6 @@ func (s *scratch) read(v *messages.View, body bool) (err error) {
 	if err = v.Columns(&s.columns); err != nil || !body {
 		return err
 	}
-	if cap(s.body) > keepScratch {
-		s.body = nil
-	}
 	if s.body, err = v.Body(s.body[:0]); err != nil {
 		s.body = nil
 	}
@@ -312,6 +320,7 @@ func (d *Deliver) add(ctx context.Context, v *messages.View, f *frame) error {
 	}
 	defer func() { <-d.turn }()
 	s := &d.scratch
+	defer s.trim() // before it is another frame's turn
 	if err := s.read(v, true); err != nil {
 		return err
 	}
