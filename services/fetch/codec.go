@@ -35,6 +35,7 @@ type decoder struct {
 
 	gzip gunzip.Reader
 	zstd *zstd.Decoder
+	wide bool // zstd has a large buffer
 
 	// trailing says that something else follows the last gzip member.
 	trailing bool
@@ -72,6 +73,7 @@ func (d *decoder) reset(o *object, cfg Config, enlarge func() error) error {
 			if err := enlarge(); err != nil {
 				return err
 			}
+			d.wide = true
 		}
 		if d.zstd == nil {
 			d.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
@@ -90,12 +92,18 @@ func (d *decoder) reset(o *object, cfg Config, enlarge func() error) error {
 	return nil
 }
 
-// release drops what the object holds, so that the decoder can wait in a pool.
+// release drops what the object holds, and large buffers, so that the decoder can wait for
+// the next one.
 func (d *decoder) release() {
 	d.object, d.r = nil, nil
 	d.stored.Reset(nil)
 	d.gzip.Release()
-	if d.zstd != nil {
+	switch {
+	case d.zstd == nil:
+	case d.wide: // it keeps its buffer over a Reset
+		d.zstd.Close()
+		d.zstd, d.wide = nil, false
+	default:
 		_ = d.zstd.Reset(nil)
 	}
 }
