@@ -330,6 +330,9 @@ func (r *receivers) receive(url, queue string, into *bytes.Buffer) {
 		}
 		for _, m := range got.Messages {
 			into.WriteString(*m.Body + "\n")
+			if _, err := client.DeleteMessage(r.t.Context(), &sqs.DeleteMessageInput{QueueUrl: &queue, ReceiptHandle: m.ReceiptHandle}); err != nil {
+				r.t.Fatal(err)
+			}
 		}
 	}
 }
