@@ -22,12 +22,15 @@ import (
 	"github.com/penstock/penstock/topology"
 )
 
-// full returns n records of one service that together are more than wholeFrom.
-func full(from, n int) []string {
-	recs := make([]string, n)
+// fullCount is how many records full returns.
+const fullCount = 40
+
+// full returns records of one service that together are more than wholeFrom.
+func full(from int) []string {
+	recs := make([]string, fullCount)
 	for i := range recs {
 		rec := record(from+i, "s3")
-		recs[i] = strings.TrimSuffix(rec, "}") + fmt.Sprintf(`,"x":"%s"}`, strings.Repeat(fmt.Sprint(from+i, " "), 2*wholeFrom/n/4))
+		recs[i] = strings.TrimSuffix(rec, "}") + fmt.Sprintf(`,"x":"%s"}`, strings.Repeat(fmt.Sprint(from+i, " "), 2*wholeFrom/fullCount/4))
 	}
 	return recs
 }
@@ -86,31 +89,30 @@ func documents(t *testing.T, b *bus) (docs map[uint64]string, blocks [][]byte) {
 // What one input brings for one group goes on compressed as it came; what does not is
 // compressed anew. Either way every event has its document.
 func TestBlocksGoOn(t *testing.T) {
-	const n = 40
-	odd := full(0, n)
+	odd := full(0)
 	odd[7] = record(7, "iam")
-	broken := full(0, n)
+	broken := full(0)
 	broken[3] = `{"eventID":`
-	padded := full(0, n)
-	padded[n-1] = "  " + padded[n-1]
-	small := full(0, n)
+	padded := full(0)
+	padded[fullCount-1] = "  " + padded[fullCount-1]
+	small := full(0)
 	for i := range small {
 		small[i] = record(i, "s3")
 	}
 	limited := Defaults()
-	limited.GroupEvents = n - 1
+	limited.GroupEvents = fullCount - 1
 	for _, c := range []struct {
 		name   string
 		recs   []string
 		config Config
 		whole  bool
 	}{
-		{"one type", full(0, n), Defaults(), true},
+		{"one type", full(0), Defaults(), true},
 		{"two types", odd, Defaults(), false},
 		{"a bad record", broken, Defaults(), false},
 		{"a document that is less than its record", padded, Defaults(), false},
 		{"little", small, Defaults(), false},
-		{"more than a group", full(0, n), limited, false},
+		{"more than a group", full(0), limited, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := &bus{}
@@ -146,9 +148,9 @@ func TestBlocksGoOn(t *testing.T) {
 
 // Blocks of several inputs share a frame as long as they fit, and are never divided.
 func TestBlocksAreStrungTogether(t *testing.T) {
-	const inputs, n = 7, 40
+	const inputs = 7
 	c := Defaults()
-	c.GroupEvents = 3*n + n/2
+	c.GroupEvents = 3*fullCount + fullCount/2
 	b := &bus{}
 	p, err := New(c, Deps{NewOutbox: b.outbox, Lanes: 1, Window: inputs + 1})
 	if err != nil {
@@ -158,22 +160,22 @@ func TestBlocksAreStrungTogether(t *testing.T) {
 	want := map[uint64]string{}
 	var wg sync.WaitGroup
 	for i := range inputs {
-		recs := full(i*n, n)
+		recs := full(i * fullCount)
 		for k, rec := range recs {
-			want[uint64(i*n+k)] = rec
+			want[uint64(i*fullCount+k)] = rec
 		}
-		msg := frame(t, trail(uint32(i), uint64(i*n)), origin(1), recs...)
+		msg := frame(t, trail(uint32(i), uint64(i*fullCount)), origin(1), recs...)
 		wg.Go(func() {
 			if err := p.Handle(t.Context(), msg, &topology.Recorder{}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	few := []string{record(inputs*n, "s3"), record(inputs*n+1, "s3")} // compressed anew, among blocks
+	few := []string{record(inputs*fullCount, "s3"), record(inputs*fullCount+1, "s3")} // compressed anew, among blocks
 	for k, rec := range few {
-		want[uint64(inputs*n+k)] = rec
+		want[uint64(inputs*fullCount+k)] = rec
 	}
-	msg := frame(t, trail(inputs, inputs*n), origin(1), few...)
+	msg := frame(t, trail(inputs, inputs*fullCount), origin(1), few...)
 	wg.Go(func() {
 		if err := p.Handle(t.Context(), msg, &topology.Recorder{}); err != nil {
 			t.Error(err)
@@ -204,7 +206,7 @@ func TestBlocksComeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	recs := full(0, 40)
+	recs := full(0)
 	msg := frame(t, trail(0, 0), origin(1), recs...)
 	if err := p.Handle(t.Context(), msg, &topology.Recorder{}); err == nil {
 		t.Fatal("no error, although the bus had one")
@@ -293,7 +295,7 @@ func TestInflatedBlocksAreCompressedAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	recs := full(0, n)
+	recs := full(0)
 	msg := inflated(t, frame(t, trail(0, 0), origin(1), recs...))
 	if err := p.Handle(t.Context(), msg, &topology.Recorder{}); err != nil {
 		t.Fatal(err)
@@ -321,7 +323,7 @@ func TestBlocksAreLetGo(t *testing.T) {
 	}
 	defer p.Close()
 	came := func() weak.Pointer[byte] {
-		msg := frame(t, trail(0, 0), origin(1), full(0, 40)...)
+		msg := frame(t, trail(0, 0), origin(1), full(0)...)
 		if err := p.Handle(t.Context(), msg, &topology.Recorder{}); err != nil {
 			t.Fatal(err)
 		}
