@@ -288,7 +288,6 @@ func inflated(t *testing.T, in topology.In[messages.View]) topology.In[messages.
 // A block that is larger than its documents, of whoever else writes to RECORDS, does not
 // go on: a group of such blocks may be more than the bus carries.
 func TestInflatedBlocksAreCompressedAnew(t *testing.T) {
-	const n = 40
 	b := &bus{}
 	p, err := New(Defaults(), Deps{NewOutbox: b.outbox, Lanes: 1, Window: 1})
 	if err != nil {
