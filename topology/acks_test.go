@@ -128,3 +128,46 @@ func TestAllocationsOfAHop(t *testing.T) {
 		t.Logf("%d allocations a frame", n)
 	}
 }
+
+// Who waits for an acknowledgement that cannot come any more is told so at once, and not
+// after the time that one is waited for.
+func TestAcknowledgementThatCannotCome(t *testing.T) {
+	b := testBus(t, Limits{})
+	silent, err := b.nc.Subscribe("silent", func(*nats.Msg) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Unsubscribe() }()
+	send := func() *ticket {
+		t.Helper()
+		c, err := b.send(toNATS(t.Context(), Message{Subject: "silent", ID: "1", Data: []byte("x")}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	lost := send()
+	if err := b.nc.ForceReconnect(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lost.wait(t.Context()); !errors.Is(err, errLostBy) {
+		t.Errorf("once the connection is another: %v", err)
+	}
+	msg := toNATS(t.Context(), Message{Subject: RecordSubject("s"), ID: "2", Data: []byte("x")})
+	if seq, err := b.store(t.Context(), msg); seq != 1 || err != nil {
+		t.Errorf("over the new connection: %d, %v", seq, err)
+	}
+	last := send()
+	b.Close()
+	if _, err := last.wait(t.Context()); !errors.Is(err, nats.ErrConnectionClosed) {
+		t.Errorf("once the bus is closed: %v", err)
+	}
+	if _, err := b.publish(t.Context(), msg); !errors.Is(err, nats.ErrConnectionClosed) {
+		t.Errorf("on a closed bus: %v", err)
+	}
+	b.acks.mu.Lock()
+	defer b.acks.mu.Unlock()
+	if len(b.acks.due) != 0 {
+		t.Errorf("%d acknowledgements are waited for by nobody", len(b.acks.due))
+	}
+}
