@@ -36,6 +36,7 @@ import (
 	"github.com/klauspost/compress/s2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
@@ -89,6 +90,11 @@ const earlier = "earlier"
 // a mask writes may be longer than what it hides.
 const partBytes = 4 << 20
 
+// openBytes bounds the documents of frames that stand open at a time, for rules to look
+// into them, in bytes as they came; one frame is always let in. What rules write comes on
+// top. The bus bounds frames in hand as they are compressed, which says little.
+const openBytes = 16 << 20
+
 // mostDoc is the largest document that fits a frame of its own for certain, in bytes,
 // as it is or after compression.
 const mostDoc = messages.MaxFrame - 128<<10
@@ -106,6 +112,8 @@ type Route struct {
 	work  sync.Pool
 	// builders make new frames; reused.
 	builders sync.Pool
+	// opened is what is left of openBytes.
+	opened *semaphore.Weighted
 
 	mu   sync.Mutex
 	told time.Time
@@ -130,7 +138,7 @@ func New(cfg Config, deps Deps) (*Route, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	r := &Route{log: deps.Log}
+	r := &Route{log: deps.Log, opened: semaphore.NewWeighted(openBytes)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -169,6 +177,14 @@ func New(cfg Config, deps Deps) (*Route, error) {
 
 // Handle judges one frame.
 func (r *Route) Handle(ctx context.Context, in topology.In[messages.View], out topology.Outbox) error {
+	concerned := r.concerned(in.Value.EventType())
+	if concerned {
+		size := int64(min(in.Value.BodySize(), openBytes))
+		if err := r.opened.Acquire(ctx, size); err != nil {
+			return context.Cause(ctx)
+		}
+		defer r.opened.Release(size)
+	}
 	w := r.work.Get().(*work)
 	defer func() {
 		w.in, w.v = nil, nil
@@ -179,7 +195,7 @@ func (r *Route) Handle(ctx context.Context, in topology.In[messages.View], out t
 	if err := v.Columns(&w.columns); err != nil {
 		return err
 	}
-	if r.concerned(v.EventType()) {
+	if concerned {
 		if err := w.judge(ctx, out); err != nil {
 			return err
 		}

@@ -14,7 +14,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -808,3 +811,67 @@ func TestFramesForOneDestination(t *testing.T) {
 		}
 	}
 }
+
+// holding is an outbox that takes nothing while it is closed, as a full stream does.
+type holding struct {
+	topology.Recorder
+	open  chan struct{}
+	bytes *atomic.Int64 // of documents that wait
+}
+
+// Publish implements topology.Outbox.
+func (o *holding) Publish(ctx context.Context, m topology.Message) error {
+	o.bytes.Add(int64(m.Bytes))
+	<-o.open
+	o.bytes.Add(-int64(m.Bytes))
+	return o.Recorder.Publish(ctx, m)
+}
+
+// The bus bounds frames in hand as they come, compressed. What rules look into stands open,
+// in several copies: that has a bound of its own, however well it was compressed.
+func TestOpenDocumentsAreBounded(t *testing.T) {
+	in := frameOf(t, 1000)
+	mask := Rule{Name: "m", Mask: &transform.Mask{Fields: []string{"userIdentity.userName"}, Method: transform.Remove}}
+	for _, tt := range []struct {
+		name  string
+		rules []Rule
+		bound bool
+	}{
+		{"a rule that looks into them", []Rule{mask}, true},
+		{"no rule", nil, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := routeOf(t, tt.rules...)
+				const frames = 64
+				out := &holding{open: make(chan struct{}), bytes: new(atomic.Int64)}
+				var wg sync.WaitGroup
+				for i := range frames {
+					in := in
+					in.Sequence = uint64(i)
+					wg.Go(func() {
+						if err := r.Handle(t.Context(), in, out); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				synctest.Wait()
+				if waiting := out.bytes.Load(); tt.bound != (waiting <= openBytes) || waiting == 0 {
+					t.Errorf("%d bytes of documents stand open", waiting)
+				}
+				stopped, stop := context.WithCancelCause(t.Context())
+				stop(errTest)
+				if err := r.Handle(stopped, in, new(topology.Recorder)); tt.bound && !errors.Is(err, errTest) {
+					t.Errorf("after a stop: %v", err)
+				}
+				close(out.open)
+				wg.Wait()
+				if n := len(out.Messages()); n != frames {
+					t.Errorf("%d frames have come through, not %d", n, frames)
+				}
+			})
+		})
+	}
+}
+
+var errTest = errors.New("stopped")
