@@ -3,6 +3,7 @@ package flow
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"compress/gzip"
 	"fmt"
 	"io"
@@ -338,10 +339,11 @@ func (r *receivers) receive(url, queue string, into *bytes.Buffer) {
 }
 
 func (r *receivers) messages(s jetstream.Stream) []byte {
-	c, err := s.CreateConsumer(r.t.Context(), jetstream.ConsumerConfig{AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: time.Second})
+	c, err := s.CreateConsumer(r.t.Context(), jetstream.ConsumerConfig{AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: time.Minute})
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	defer s.DeleteConsumer(context.WithoutCancel(r.t.Context()), c.CachedInfo().Name) //nolint:errcheck // it goes by itself, too
 	var all bytes.Buffer
 	left := c.CachedInfo().NumPending
 	for left > 0 {
@@ -353,6 +355,10 @@ func (r *receivers) messages(s jetstream.Stream) []byte {
 			all.Write(m.Data())
 			all.WriteByte('\n')
 			left--
+		}
+		if err := batch.Error(); err != nil {
+			r.t.Logf("read what NATS has: %v", err)
+			break // the next look reads all again
 		}
 	}
 	return all.Bytes()
