@@ -343,7 +343,7 @@ func (r *receivers) messages(s jetstream.Stream) []byte {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	defer s.DeleteConsumer(context.WithoutCancel(r.t.Context()), c.CachedInfo().Name) //nolint:errcheck // it goes by itself, too
+	defer s.DeleteConsumer(context.WithoutCancel(r.t.Context()), c.CachedInfo().Name) // it goes by itself, too
 	var all bytes.Buffer
 	left := c.CachedInfo().NumPending
 	for left > 0 {
