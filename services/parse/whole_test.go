@@ -35,8 +35,8 @@ func full(from int) []string {
 	return recs
 }
 
-// pressed is the frame with a block that the stage itself would not make.
-func pressed(t *testing.T, in topology.In[messages.View]) topology.In[messages.View] {
+// withBlock is the frame with another block for the same documents, made by press.
+func withBlock(t *testing.T, in topology.In[messages.View], press func(body []byte) []byte) topology.In[messages.View] {
 	t.Helper()
 	var f messages.Frame
 	if err := proto.Unmarshal(in.Data, &f); err != nil {
@@ -46,7 +46,7 @@ func pressed(t *testing.T, in topology.In[messages.View]) topology.In[messages.V
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Body = s2.EncodeBest(nil, body)
+	f.Body = press(body)
 	if in.Data, err = proto.Marshal(&f); err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +54,12 @@ func pressed(t *testing.T, in topology.In[messages.View]) topology.In[messages.V
 		t.Fatal(err)
 	}
 	return in
+}
+
+// pressed is the frame with a block that the stage itself would not make.
+func pressed(t *testing.T, in topology.In[messages.View]) topology.In[messages.View] {
+	t.Helper()
+	return withBlock(t, in, func(body []byte) []byte { return s2.EncodeBest(nil, body) })
 }
 
 // documents returns the documents of all frames by the ordinals of their records, and the
@@ -264,25 +270,13 @@ func BenchmarkBlocks(b *testing.B) {
 // nothing that the stage makes, but it can be read.
 func inflated(t *testing.T, in topology.In[messages.View]) topology.In[messages.View] {
 	t.Helper()
-	var f messages.Frame
-	if err := proto.Unmarshal(in.Data, &f); err != nil {
-		t.Fatal(err)
-	}
-	body, err := in.Value.Body(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Body = binary.AppendUvarint(nil, uint64(len(body)))
-	for _, c := range body {
-		f.Body = append(f.Body, 63<<2, 0, 0, 0, 0, c)
-	}
-	if in.Data, err = proto.Marshal(&f); err != nil {
-		t.Fatal(err)
-	}
-	if in.Value, err = messages.DecodeFrame(in.Data); err != nil {
-		t.Fatal(err)
-	}
-	return in
+	return withBlock(t, in, func(body []byte) []byte {
+		block := binary.AppendUvarint(nil, uint64(len(body)))
+		for _, c := range body {
+			block = append(block, 63<<2, 0, 0, 0, 0, c)
+		}
+		return block
+	})
 }
 
 // A block that is larger than its documents, of whoever else writes to RECORDS, does not
