@@ -5,7 +5,7 @@
 //	                                └────▶ ledger: Fetched, one for each notice
 //
 // In:     [messages.Notice], one for each object, at least once.
-// Out:    RECORDS frames of up to 4,000 records or 2 MiB, cut only by count and
+// Out:    RECORDS frames of up to 8,000 records or 2 MiB, cut only by count and
 // bytes, so that a second fetch of the same object makes the same frames with the
 // same message ids.
 // Errors: what may pass is fault.Retry and publishes nothing that a later attempt
