@@ -213,10 +213,10 @@ func (d *Deliver) mostBytes() int64 {
 	return d.most
 }
 
-// spare holds the bytes of batches between uses, for all destinations whose batches
+// batchBytes holds the bytes of batches between uses, for all destinations whose batches
 // are of one order of magnitude. A sync.Pool would give them away at each run of the
 // garbage collector, which come often where memory is short.
-var spare struct {
+var batchBytes struct {
 	sync.Mutex
 	free  [64][][]byte
 	bytes int
@@ -228,9 +228,9 @@ const mostSpare = 8 << 20
 func (d *Deliver) class() int { return bits.Len64(uint64(d.limits.Bytes)) }
 
 func (d *Deliver) takeBuffer() []byte {
-	spare.Lock()
-	defer spare.Unlock()
-	free := &spare.free[d.class()]
+	batchBytes.Lock()
+	defer batchBytes.Unlock()
+	free := &batchBytes.free[d.class()]
 	n := len(*free)
 	if n == 0 {
 		return nil
@@ -238,7 +238,7 @@ func (d *Deliver) takeBuffer() []byte {
 	b := (*free)[n-1]
 	(*free)[n-1] = nil
 	*free = (*free)[:n-1]
-	spare.bytes -= cap(b)
+	batchBytes.bytes -= cap(b)
 	return b
 }
 
@@ -248,13 +248,13 @@ func (d *Deliver) giveBuffer(b []byte) {
 	if cap(b) == 0 || int64(cap(b)) > 2*int64(d.limits.Bytes) {
 		return
 	}
-	spare.Lock()
-	defer spare.Unlock()
-	if spare.bytes+cap(b) > mostSpare {
+	batchBytes.Lock()
+	defer batchBytes.Unlock()
+	if batchBytes.bytes+cap(b) > mostSpare {
 		return
 	}
-	spare.bytes += cap(b)
-	free := &spare.free[d.class()]
+	batchBytes.bytes += cap(b)
+	free := &batchBytes.free[d.class()]
 	*free = append(*free, b[:0])
 }
 

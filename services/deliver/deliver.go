@@ -32,6 +32,7 @@ import (
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/deliver/sinks"
+	"github.com/penstock/penstock/services/internal/spare"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -109,25 +110,14 @@ type scratch struct {
 	masked  maskBuffers
 }
 
-// scratches are those not in use. A sync.Pool would give them away at each run of the
-// garbage collector.
-var scratches = make(chan *scratch, 4)
+// scratches are those not in use.
+var scratches = make(spare.Values[scratch], 4)
 
-func takeScratch() *scratch {
-	select {
-	case s := <-scratches:
-		return s
-	default:
-		return new(scratch)
-	}
-}
+func takeScratch() *scratch { return scratches.Take(func() *scratch { return new(scratch) }) }
 
 func giveScratch(s *scratch) {
 	s.trim()
-	select {
-	case scratches <- s:
-	default:
-	}
+	scratches.Give(s)
 }
 
 // keepScratch is the largest buffer that is kept for reuse, in bytes.

@@ -322,15 +322,15 @@ func TestMemoryIsShared(t *testing.T) {
 	for range 64 {
 		one.giveBuffer(make([]byte, 0, 1<<20))
 	}
-	if spare.bytes > mostSpare {
-		t.Errorf("%d bytes are spare", spare.bytes)
+	if batchBytes.bytes > mostSpare {
+		t.Errorf("%d bytes are spare", batchBytes.bytes)
 	}
-	before := spare.bytes
+	before := batchBytes.bytes
 	one.giveBuffer(make([]byte, 0, 3<<20)) // swollen by a large event
-	if spare.bytes != before {
+	if batchBytes.bytes != before {
 		t.Error("a swollen buffer is kept")
 	}
-	if b := one.takeBuffer(); cap(b) != 1<<20 || len(b) != 0 || spare.bytes != before-1<<20 {
-		t.Errorf("got %d bytes, %d are left", cap(b), spare.bytes)
+	if b := one.takeBuffer(); cap(b) != 1<<20 || len(b) != 0 || batchBytes.bytes != before-1<<20 {
+		t.Errorf("got %d bytes, %d are left", cap(b), batchBytes.bytes)
 	}
 }

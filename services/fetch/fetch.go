@@ -35,6 +35,7 @@ import (
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/awsclient"
 	"github.com/penstock/penstock/services/internal/framing"
+	"github.com/penstock/penstock/services/internal/spare"
 	"github.com/penstock/penstock/topology"
 )
 
@@ -121,10 +122,10 @@ type Fetch struct {
 	sources map[string]*source
 	log     *slog.Logger
 
-	objects *semaphore.Weighted // how many at once
-	bytes   *semaphore.Weighted // the buffers of all
-	large   *semaphore.Weighted // who has buffers beyond
-	readers chan *reader        // those not in use
+	objects *semaphore.Weighted  // how many at once
+	bytes   *semaphore.Weighted  // the buffers of all
+	large   *semaphore.Weighted  // who has buffers beyond
+	readers spare.Values[reader] // those not in use
 	// frameBytes is where frames are cut.
 	frameBytes int
 	pause      time.Duration // before the first resume
@@ -162,7 +163,7 @@ func New(cfg Config, deps Deps) (*Fetch, error) {
 		}
 		f.sources[name] = &source{Source: s}
 	}
-	f.readers = make(chan *reader, keepReaders)
+	f.readers = make(spare.Values[reader], keepReaders)
 	f.frameBytes = cmp.Or(deps.FrameBytes, messages.LargeBody)
 	return f, nil
 }
@@ -279,7 +280,7 @@ func (j *job) run(ctx context.Context) error {
 		j.skip = skipEmpty
 		return nil
 	}
-	r := f.takeReader()
+	r := f.readers.Take(newReader)
 	back := false
 	defer func() {
 		j.stored = obj.read
@@ -292,25 +293,12 @@ func (j *job) run(ctx context.Context) error {
 	err = j.read(ctx, src, r)
 	j.raw, back = r.dec.raw, true // before another object gets the reader
 	r.release()                   // not after a panic, which may have left it in any state
-	select {
-	case f.readers <- r:
-	default:
-	}
+	f.readers.Give(r)
 	return err
 }
 
-// keepReaders is how many readers are kept between uses. A sync.Pool would give them away
-// at each run of the garbage collector.
+// keepReaders is how many readers are kept between uses.
 const keepReaders = 4
-
-func (f *Fetch) takeReader() *reader {
-	select {
-	case r := <-f.readers:
-		return r
-	default:
-		return newReader()
-	}
-}
 
 // reserve waits until there is room for another object whose stored size is
 // claimed to be size, 0 when unknown.

@@ -75,9 +75,8 @@ type input struct {
 	refs atomic.Int32
 }
 
-const (
-	keepEvents = 1 << 13 // the largest number of events that is kept room for
-)
+// keepEvents is the largest number of events that is kept room for.
+const keepEvents = 1 << 13
 
 // bodies are the buffers of bodies, and of documents that were made, that no input uses.
 var bodies = spare.Buffers{Most: 8 << 20}

@@ -27,6 +27,7 @@ import (
 	"github.com/penstock/penstock/messages"
 	"github.com/penstock/penstock/messages/fault"
 	"github.com/penstock/penstock/services/internal/config"
+	"github.com/penstock/penstock/services/internal/spare"
 	"github.com/penstock/penstock/services/internal/tag"
 	"github.com/penstock/penstock/services/parse/formats"
 	"github.com/penstock/penstock/topology"
@@ -122,7 +123,7 @@ type Parse struct {
 	tags     map[string]*tag.Config
 	types    *formats.Types
 	grouper  *grouper
-	inputs   chan *input // those not in use
+	inputs   spare.Values[input] // those not in use
 
 	mu    sync.RWMutex
 	feeds map[feedKey]*feed
@@ -138,7 +139,7 @@ func New(c Config, deps Deps) (*Parse, error) {
 	}
 	p := &Parse{
 		config: c, lanes: deps.Lanes, settings: deps.Settings, tags: deps.Tags, types: formats.NewTypes(c.MaxEventTypes),
-		feeds: map[feedKey]*feed{}, inputs: make(chan *input, keepInputs),
+		feeds: map[feedKey]*feed{}, inputs: make(spare.Values[input], keepInputs),
 	}
 	p.grouper = newGrouper(c, deps, p.release)
 	for source, set := range deps.Settings { // a wrong one is found at start-up
@@ -231,12 +232,7 @@ func (p *Parse) Handle(ctx context.Context, msg topology.In[messages.View], out 
 		return err
 	}
 	defer leave()
-	var in *input
-	select {
-	case in = <-p.inputs:
-	default:
-		in = &input{}
-	}
+	in := p.inputs.Take(func() *input { return &input{} })
 	in.refs.Store(1)
 	in.budget = size
 	defer p.release(in)
@@ -301,10 +297,7 @@ func (p *Parse) release(in *input) {
 	}
 	p.grouper.giveBack(in.budget)
 	in.reset()
-	select {
-	case p.inputs <- in:
-	default:
-	}
+	p.inputs.Give(in)
 }
 
 // count adds in to the metrics.

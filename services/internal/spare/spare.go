@@ -1,11 +1,33 @@
-// Package spare keeps byte buffers between uses.
+// Package spare keeps byte buffers, and values that hold some, between uses.
 //
-// A sync.Pool gives its buffers away at each run of the garbage collector, which come
+// A sync.Pool gives what it has away at each run of the garbage collector, which come
 // often where memory is short: large buffers then are garbage themselves, and their pages
 // go back to the system to be taken again.
 package spare
 
 import "sync"
+
+// Values are values that nobody uses, as many as the channel has room for. Methods may be
+// called concurrently.
+type Values[T any] chan *T
+
+// Take returns a value that was given back, else what fresh makes.
+func (v Values[T]) Take(fresh func() *T) *T {
+	select {
+	case x := <-v:
+		return x
+	default:
+		return fresh()
+	}
+}
+
+// Give takes back a value that nobody uses any more, or forgets it where enough are kept.
+func (v Values[T]) Give(x *T) {
+	select {
+	case v <- x:
+	default:
+	}
+}
 
 // Buffers is a list of buffers that nobody uses. Methods may be called concurrently. The
 // zero value keeps nothing.

@@ -57,3 +57,17 @@ func TestNothingIsKept(t *testing.T) {
 		t.Error("the zero value keeps a buffer")
 	}
 }
+
+func TestValues(t *testing.T) {
+	v, made := make(Values[int], 1), 0
+	fresh := func() *int { made++; return new(int) }
+	first, second := v.Take(fresh), v.Take(fresh)
+	v.Give(first)
+	v.Give(second) // one too many
+	if v.Take(fresh) != first || made != 2 {
+		t.Errorf("what was given back is not taken again; %d were made", made)
+	}
+	if v.Take(fresh); made != 3 {
+		t.Errorf("%d were made, although more than one was kept", made)
+	}
+}
